@@ -1,0 +1,5 @@
+"""The wire: msgspec Structs, one tagged union per direction, encoders and decoders built once.
+
+``control`` is the coordinator's socket (workers, writer, supervisor), ``results`` the writer's, ``admin`` the one for
+people and programs.  PROTOCOL.md beside this file describes the exchanges.
+"""

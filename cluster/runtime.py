@@ -1,0 +1,128 @@
+"""The frame every role's process runs in: event loop, logging, signals, one instance per name, orphan watch.
+
+    python -m worker        ->  run_role("worker", settings, main)
+
+- SIGTERM (and SIGINT when the role runs alone in a terminal) sets ``stopping``; ``main`` finishes its work and returns
+  the exit status.
+- A supervised role also stops when its supervisor is gone: its standard input, a pipe, reaches end of file.
+- An exception nobody handled in a callback ends the process with status 70 after logging it; the supervisor restarts.
+- ``run/NAME.lock`` is flock()ed, so two processes never act under one name on one data directory.
+
+It knows nothing of what the roles do.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import uvloop
+
+from cluster.errors import ClusterError, ExitCode
+from cluster.settings import Settings
+
+EXIT_BUG = 70  # EX_SOFTWARE
+LOCK_WAIT_S = 40.0  # an orphan of the same name may take its grace period to finish
+
+logger = logging.getLogger("cluster.runtime")
+
+
+class RoleContext:
+    """Handed to a role's main: its settings, its stop signal, its way to die of a bug."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stopping = asyncio.Event()
+        self.failure: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def stop(self, why: str) -> None:
+        if not self.stopping.is_set():
+            logger.info("stopping: %s", why)
+            self.stopping.set()
+
+    def fail(self, message: str, error: BaseException | None = None) -> None:
+        if not self.failure.done():
+            logger.critical(message, exc_info=error)
+            self.failure.set_result(EXIT_BUG)
+
+
+RoleMain = Callable[[RoleContext], Awaitable[int]]
+
+
+def run_role(settings: Settings, main: RoleMain) -> int:
+    """Run a role to its end and return the exit status of the process."""
+    try:
+        with role_lock(settings.run_dir, settings.name):
+            return uvloop.run(_run(settings, main))
+    except ClusterError as error:
+        logger.error("%s", error)  # noqa: TRY400 - a person's error, not a traceback
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+
+
+async def _run(settings: Settings, main: RoleMain) -> int:
+    loop = asyncio.get_running_loop()
+    context = RoleContext(settings)
+
+    def on_unhandled(_loop: asyncio.AbstractEventLoop, details: dict[str, object]) -> None:
+        error = details.get("exception")
+        context.fail(str(details.get("message")), error if isinstance(error, BaseException) else None)
+
+    loop.set_exception_handler(on_unhandled)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, context.stop, f"received {signal.Signals(number).name}")
+    if settings.supervised:
+        _watch_parent(loop, context)
+    gc.freeze()  # what the imports made is never garbage
+    running = asyncio.ensure_future(main(context))
+    await asyncio.wait({running, context.failure}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        return running.result()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError, Exception):
+        await asyncio.wait_for(running, timeout=1.0)
+    return context.failure.result()
+
+
+def _watch_parent(loop: asyncio.AbstractEventLoop, context: RoleContext) -> None:
+    fd = sys.stdin.fileno()
+
+    def on_readable() -> None:
+        if not os.read(fd, 4096):
+            loop.remove_reader(fd)
+            context.stop("the supervisor is gone")
+
+    os.set_blocking(fd, False)
+    loop.add_reader(fd, on_readable)
+
+
+@contextlib.contextmanager
+def role_lock(run_dir: Path, name: str) -> Iterator[None]:
+    """Hold ``run/NAME.lock``; raises ClusterError when another process keeps holding it."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = run_dir / f"{name}.lock"
+    deadline = time.monotonic() + LOCK_WAIT_S
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"another {name} is still running on {run_dir.parent} ({path} is locked); end it first",
+                        code="already_running",
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+__all__ = ["EXIT_BUG", "ExitCode", "RoleContext", "RoleMain", "role_lock", "run_role"]

@@ -1,0 +1,49 @@
+"""What a cluster is configured with, as one validated value; every process of a cluster receives the same.
+
+``load`` merges flags over the environment over a TOML file (see config.py); the supervisor hands the result to the
+roles through the environment (``to_environ``), so a role started alone by systemd or a container is configured in
+the same way.  Bounds are checked once, here.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    data_dir: Path
+    database_url: str | None = None  # None: the embedded server below data_dir
+    workers: int = 2
+    max_concurrent_http: int = 500
+    max_per_host: int = 100  # over the whole cluster; 0 = none
+    http: str = "127.0.0.1:8700"  # host:port of the coordinator's HTTP server
+    retention_days: int = 90
+    reload_interval_s: int = 300
+    body_limit_bytes: int = 1 << 20
+    grace_s: int = 30  # how long in-flight requests may take at a stop
+    log_level: str = "info"  # debug | info | warning | error
+    log_format: str = "auto"  # auto | human | json
+    control_endpoint: str = ""  # default ipc://DATA_DIR/run/control.sock
+    results_endpoint: str = ""  # default ipc://DATA_DIR/run/results.sock
+    admin_endpoint: str = ""  # default ipc://DATA_DIR/run/admin.sock
+    # Set by the supervisor for the roles it starts:
+    name: str = ""  # worker-3, writer, coordinator
+    run_id: str = ""  # identifies one `cluster up`; totals in /status count from it
+    run_started_at_ms: int = 0
+    supervised: bool = False
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
+    def control(self) -> str:
+        return self.control_endpoint or f"ipc://{self.run_dir}/control.sock"
+
+    @property
+    def results(self) -> str:
+        return self.results_endpoint or f"ipc://{self.run_dir}/results.sock"
+
+    @property
+    def admin(self) -> str:
+        return self.admin_endpoint or f"ipc://{self.run_dir}/admin.sock"
