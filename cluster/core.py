@@ -15,12 +15,12 @@ Rules:
 from typing import Protocol, TypeVar
 
 EventT_contra = TypeVar("EventT_contra", contravariant=True)
-EffectT_co = TypeVar("EffectT_co", covariant=True)
+EffectT = TypeVar("EffectT")  # not covariant: effects are handed over in lists
 
 
-class Core(Protocol[EventT_contra, EffectT_co]):
-    def handle(self, event: EventT_contra, now_ms: int) -> "list[EffectT_co]": ...
+class Core(Protocol[EventT_contra, EffectT]):
+    def handle(self, event: EventT_contra, now_ms: int) -> "list[EffectT]": ...
 
     def next_timer(self) -> int | None: ...
 
-    def handle_timer(self, now_ms: int) -> "list[EffectT_co]": ...
+    def handle_timer(self, now_ms: int) -> "list[EffectT]": ...

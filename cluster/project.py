@@ -3,10 +3,49 @@
 ``ProjectSpec`` travels from the coordinator to workers.  ``ProjectFields`` is what people write (admin ``add``, the
 command line, files); ``validate`` turns it into the canonical form that goes into table ``projects``, or raises
 :class:`InvalidInputError` naming the field.  The table's CHECK constraints hold the same rules for rows written
-directly in SQL.
+directly in SQL, as far as SQL can say them.
 """
 
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
 import msgspec
+import orjson
+
+from cluster.errors import InvalidInputError
+from cluster.ticks import UNIT_MS
+
+Unit = Literal["seconds", "minutes", "hours"]
+
+NAME_CHARS_MAX = 200
+URL_CHARS_MAX = 4_096
+BODY_CHARS_MAX = 65_536
+HEADERS_MAX = 100
+HEADERS_CHARS_MAX = 65_536  # all names and values of a project
+INTERVAL_S_MAX = 365 * 86_400
+TIMEOUT_MS_MAX = 600_000
+
+_METHOD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL_BUT_TAB = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_URL_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\u3000]")
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%25[A-Za-z0-9._~-]{1,16})?")
+_STATUS_PART = re.compile(r"([1-5])xx|([1-5]\d\d)(?:-([1-5]\d\d))?")
+_INTERVAL = re.compile(r"(\d{1,9})\s*(s|m|h|d|seconds?|minutes?|hours?|days?)?")
+_INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
+    "s": (1, "seconds"),
+    "m": (1, "minutes"),
+    "h": (1, "hours"),
+    "d": (24, "hours"),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -26,3 +65,244 @@ class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 encode_spec = msgspec.msgpack.Encoder().encode
 decode_spec = msgspec.msgpack.Decoder(ProjectSpec).decode
+
+# The columns `spec_from_row` reads, for SELECT lists; `since` is that of the project's open span.
+SPEC_COLUMNS = (
+    "id",
+    "url",
+    "method",
+    "headers",
+    "body",
+    "expected_status",
+    "interval",
+    "unit",
+    "timeout_ms",
+    "follow_redirects",
+)
+
+
+class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns of table ``projects`` that people write."""
+
+    url: str
+    name: str = ""
+    method: str = "GET"
+    headers: dict[str, str] | None = None
+    body: str | None = None
+    expected_status: str = "200"
+    interval: int = 60
+    unit: Unit = "seconds"
+    timeout_ms: int = 30_000
+    follow_redirects: bool = True
+    enabled: bool = True
+
+    @property
+    def interval_ms(self) -> int:
+        return self.interval * UNIT_MS[self.unit]
+
+
+FIELD_NAMES = tuple(field.name for field in msgspec.structs.fields(ProjectFields))
+_TEXT_FIELDS = frozenset({"url", "name", "method", "expected_status", "unit"})
+_FLAG_FIELDS = frozenset({"follow_redirects", "enabled"})
+
+
+def project_from_map(written: Mapping[Any, Any]) -> ProjectFields:
+    """Validated fields out of a decoded JSON or msgpack map; ``interval`` may be a number or text such as '30s'."""
+    for name in written:
+        if name not in FIELD_NAMES:
+            raise InvalidInputError(f"project: unknown field {_shown(name)}; known are {', '.join(FIELD_NAMES)}")
+    if "url" not in written:
+        raise InvalidInputError("project: the field url is required")
+    values: dict[str, Any] = {}
+    for name, value in written.items():
+        if name in _TEXT_FIELDS:
+            _expect(name, value, isinstance(value, str), "text")
+        elif name in _FLAG_FIELDS:
+            _expect(name, value, isinstance(value, bool), "true or false")
+        elif name == "body":
+            _expect(name, value, value is None or isinstance(value, str), "text or null")
+        elif name == "headers":
+            _expect(name, value, value is None or isinstance(value, Mapping), "a map of names to values, or null")
+        elif name == "interval" and isinstance(value, str):
+            if "unit" in written:
+                raise InvalidInputError(f"interval: {_shown(value)} has its own unit, so leave out unit")
+            values["interval"], values["unit"] = parse_interval(value)
+            continue
+        else:
+            _expect(name, value, isinstance(value, int) and not isinstance(value, bool), "an integer")
+        values[name] = value
+    return validate(ProjectFields(**values))
+
+
+def validate(fields: ProjectFields) -> ProjectFields:
+    """The canonical form of the fields; raises InvalidInputError naming the first one that is wrong."""
+    if len(fields.name) > NAME_CHARS_MAX or _CONTROL.search(fields.name):
+        raise InvalidInputError(f"name: must be at most {NAME_CHARS_MAX} characters without control characters")
+    if fields.unit not in UNIT_MS:
+        raise InvalidInputError(f"unit: must be seconds, minutes or hours, not {_shown(fields.unit)}")
+    if fields.interval < 1 or fields.interval_ms > INTERVAL_S_MAX * 1_000:
+        raise InvalidInputError(f"interval: must be from 1 second to 365 days, not {fields.interval} {fields.unit}")
+    if not 1 <= fields.timeout_ms <= TIMEOUT_MS_MAX:
+        raise InvalidInputError(f"timeout_ms: must be from 1 to {TIMEOUT_MS_MAX}, not {fields.timeout_ms}")
+    if fields.body is not None and (len(fields.body) > BODY_CHARS_MAX or "\x00" in fields.body):
+        raise InvalidInputError(f"body: must be at most {BODY_CHARS_MAX} characters without NUL")
+    for name in ("name", "body"):
+        _expect_unicode(name, getattr(fields, name))
+    return msgspec.structs.replace(
+        fields,
+        url=_valid_url(fields.url),
+        method=_valid_method(fields.method),
+        headers=_valid_headers(fields.headers),
+        expected_status=_valid_expected_status(fields.expected_status),
+    )
+
+
+def parse_interval(text: str) -> tuple[int, Unit]:
+    """'30s', '5m', '1h', '1d', '30 seconds' or a number of seconds, as the columns ``interval`` and ``unit``."""
+    found = _INTERVAL.fullmatch(text.strip().lower())
+    if not found:
+        raise InvalidInputError(f"interval: must be a number with s, m, h or d, such as 30s or 5m, not {_shown(text)}")
+    factor, unit = _INTERVAL_UNITS[(found[2] or "s")[0]]
+    return int(found[1]) * factor, unit
+
+
+def parse_header(line: str) -> tuple[str, str]:
+    """A header as written on a command line: 'Name: value'."""
+    name, colon, value = line.partition(":")
+    if not colon or not name.strip():
+        raise InvalidInputError(f"header: must be written 'Name: value', not {_shown(line)}")
+    return name.strip(), value.strip()
+
+
+def spec_from_row(row: Any) -> ProjectSpec:
+    """A spec from a row of ``projects`` with ``SPEC_COLUMNS`` and ``since``: the table's CHECKs made sure of the rest.
+
+    ``headers`` is JSON text or a decoded map.  Raises InvalidInputError when headers aren't texts, which the table
+    can't refuse.
+    """
+    headers = row["headers"]
+    since = row["since"]
+    return ProjectSpec(
+        row["id"],
+        row["url"],
+        row["interval"] * UNIT_MS[row["unit"]],
+        0 if since is None else (since - _EPOCH) // _MILLISECOND,
+        row["method"],
+        () if headers is None else _header_pairs(headers),
+        row["body"],
+        row["expected_status"],
+        row["timeout_ms"],
+        row["follow_redirects"],
+    )
+
+
+def _header_pairs(headers: str | Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    decoded = orjson.loads(headers) if isinstance(headers, str) else headers
+    if decoded is None:
+        return ()
+    for name, value in decoded.items():
+        if not isinstance(value, str):
+            raise InvalidInputError(f"headers: the value of {_shown(name)} must be text, not {_shown(value)}")
+    return tuple(decoded.items())
+
+
+def _valid_url(url: str) -> str:
+    if not url or len(url) > URL_CHARS_MAX:
+        raise InvalidInputError(f"url: must be 1 to {URL_CHARS_MAX} characters, not {len(url)}")
+    if _URL_FORBIDDEN.search(url):
+        raise InvalidInputError(f"url: must not contain spaces or control characters: {_shown(url)}")
+    _expect_unicode("url", url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidInputError(f"url: {_shown(url)} is not a valid URL: {error}") from error
+    if parts.scheme not in {"http", "https"} or not url[len(parts.scheme) :].startswith("://"):
+        raise InvalidInputError(f"url: must begin with http:// or https://, not {_shown(url)}")
+    if not host:
+        raise InvalidInputError(f"url: {_shown(url)} has no host")
+    if port == 0:
+        raise InvalidInputError(f"url: the port must be from 1 to 65535 in {_shown(url)}")
+    canonical = _ascii_url(url, parts.netloc, host)
+    if len(canonical) > URL_CHARS_MAX:
+        raise InvalidInputError(f"url: is longer than {URL_CHARS_MAX} characters when percent-encoded")
+    return canonical
+
+
+def _ascii_url(url: str, netloc: str, host: str) -> str:
+    """The URL with a host in ASCII and what isn't ASCII percent-encoded; everything else stays as written."""
+    if netloc.rpartition("@")[2].startswith("["):
+        if not _IPV6.fullmatch(host):
+            raise InvalidInputError(f"url: {_shown(host)} is not an IPv6 address")
+    elif host.isascii():
+        if not _HOST.fullmatch(host):
+            raise InvalidInputError(f"url: {_shown(host)} is not a host name")
+    else:
+        try:
+            encoded = host.encode("idna").decode("ascii")
+        except UnicodeError as error:
+            raise InvalidInputError(f"url: {_shown(host)} is not a host name: {error}") from error
+        start = url.index("://") + 3
+        user, at, place = netloc.rpartition("@")
+        _, colon, port = place.partition(":")
+        url = url[:start] + user + at + encoded + colon + port + url[start + len(netloc) :]
+    return url if url.isascii() else "".join(c if c.isascii() else quote(c, safe="") for c in url)
+
+
+def _valid_method(method: str) -> str:
+    if not _METHOD.fullmatch(method):
+        raise InvalidInputError(f"method: must be a token of at most 32 characters such as GET, not {_shown(method)}")
+    return method.upper() if method.upper() in _METHODS else method
+
+
+def _valid_headers(headers: Mapping[Any, Any] | None) -> dict[str, str] | None:
+    if not headers:
+        return None
+    if len(headers) > HEADERS_MAX:
+        raise InvalidInputError(f"headers: must be at most {HEADERS_MAX}, not {len(headers)}")
+    seen: set[str] = set()
+    size = 0
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise InvalidInputError(f"headers: {_shown(name)} is not a header name")
+        if not isinstance(value, str):
+            raise InvalidInputError(f"headers: the value of {name!r} must be text, not {_shown(value)}")
+        if _CONTROL_BUT_TAB.search(value):
+            raise InvalidInputError(f"headers: the value of {name!r} must not contain line ends or control characters")
+        if name.lower() in seen:
+            raise InvalidInputError(f"headers: {name!r} is given twice")
+        _expect_unicode("headers", value)
+        seen.add(name.lower())
+        size += len(name) + len(value)
+    if size > HEADERS_CHARS_MAX:
+        raise InvalidInputError(f"headers: must be at most {HEADERS_CHARS_MAX} characters in all, not {size}")
+    return dict(headers)
+
+
+def _valid_expected_status(written: str) -> str:
+    parts = []
+    for part in written.lower().split(","):
+        compact = re.sub(r"\s*-\s*", "-", part.strip(" \t"))
+        found = _STATUS_PART.fullmatch(compact)
+        if not found or (found[3] and found[3] < found[2]):
+            raise InvalidInputError(
+                f"expected_status: must be like 200, 2xx or 200-299,301 (statuses 100 to 599), not {_shown(written)}"
+            )
+        parts.append(compact)
+    return ",".join(parts)
+
+
+def _expect(name: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise InvalidInputError(f"{name}: must be {what}, not {_shown(value)}")
+
+
+def _expect_unicode(name: str, value: str | None) -> None:
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"{name}: is not valid Unicode") from None
+
+
+def _shown(value: object) -> str:
+    return ascii(value if not isinstance(value, str) else value[:100])[:120]

@@ -1,6 +1,6 @@
 """The frame every role's process runs in: event loop, logging, signals, one instance per name, orphan watch.
 
-    python -m worker        ->  run_role("worker", settings, main)
+    python -m worker        ->  role_process("worker", main)
 
 - SIGTERM (and SIGINT when the role runs alone in a terminal) sets ``stopping``; ``main`` finishes its work and returns
   the exit status.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import uvloop
 
+from cluster import config, logs
 from cluster.errors import ClusterError, ExitCode
 from cluster.settings import Settings
 
@@ -54,6 +55,17 @@ class RoleContext:
 
 
 RoleMain = Callable[[RoleContext], Awaitable[int]]
+
+
+def role_process(role: str, main: RoleMain) -> int:
+    """A role's whole program: configured by the environment, logging set up; the exit status of the process."""
+    try:
+        settings = config.from_environ(role=role)
+    except ClusterError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return int(error.exit_code)
+    logs.setup(settings)
+    return run_role(settings, main)
 
 
 def run_role(settings: Settings, main: RoleMain) -> int:
@@ -125,4 +137,4 @@ def role_lock(run_dir: Path, name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["EXIT_BUG", "ExitCode", "RoleContext", "RoleMain", "role_lock", "run_role"]
+__all__ = ["EXIT_BUG", "ExitCode", "RoleContext", "RoleMain", "role_lock", "role_process", "run_role"]

@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_endpoint: str = ""  # default ipc://DATA_DIR/run/admin.sock
     # Set by the supervisor for the roles it starts:
     name: str = ""  # worker-3, writer, coordinator
+    incarnation: str = ""  # of this start of the process: a UUID in hex
     run_id: str = ""  # identifies one `cluster up`; totals in /status count from it
     run_started_at_ms: int = 0
     supervised: bool = False

@@ -34,7 +34,7 @@ def _common(socket: zmq.Socket[bytes], bytes_max: int) -> None:
 
 def bind_router(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, admin: bool = False) -> zmq.Socket[bytes]:
     """A server's socket.  Raises ClusterError when the endpoint can't be bound."""
-    _check_endpoint(endpoint)
+    check_endpoint(endpoint)
     socket = context.socket(zmq.ROUTER)
     _common(socket, ADMIN_MESSAGE_BYTES_MAX if admin else MESSAGE_BYTES_MAX)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -51,7 +51,7 @@ def bind_router(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, admin
 
 def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A client's socket; ZeroMQ connects and reconnects in the background."""
-    _check_endpoint(endpoint)
+    check_endpoint(endpoint)
     socket = context.socket(zmq.DEALER)
     _common(socket, MESSAGE_BYTES_MAX)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
@@ -60,7 +60,8 @@ def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zm
     return socket
 
 
-def _check_endpoint(endpoint: str) -> None:
+def check_endpoint(endpoint: str) -> None:
+    """Raises ClusterError when an ipc endpoint's path is longer than the system allows."""
     path = endpoint.removeprefix("ipc://")
     if path != endpoint and len(os.fsencode(path)) > IPC_PATH_MAX:
         raise ClusterError(

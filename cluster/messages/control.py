@@ -22,11 +22,15 @@ ResumeReason = Literal["handover", "down"]
 
 
 class WaitingPoll(msgspec.Struct, array_like=True, frozen=True):
-    """A poll that was due at the old owner and had not started; the new owner takes its place in the line."""
+    """A poll that was due at the old owner and had not started; the new owner takes its place in the line.
+
+    ``doubtful``: an owner that died may have polled it already.
+    """
 
     project_id: int
     scheduled_at_ms: int
     trigger: TriggerName
+    doubtful: bool = False
 
 
 class BusyProject(msgspec.Struct, array_like=True, frozen=True):
@@ -37,13 +41,25 @@ class BusyProject(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """How far a released partition was brought: every tick <= cut_ms is started, counted missed, or in ``waiting``."""
+    """How far a released partition was brought: every tick <= cut_ms is started, counted missed, or in ``waiting``.
+
+    ``cut_ms`` None: the worker neither holds the partition nor remembers having held it.
+    """
 
     partition: int
     epoch: int
-    cut_ms: int
+    cut_ms: int | None
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
+
+
+class EndedSpan(msgspec.Struct, array_like=True, frozen=True):
+    """A time of a project's life that ended while nobody owned its partition: its ticks are only to be accounted."""
+
+    project_id: int
+    since_ms: int
+    until_ms: int
+    interval_ms: int
 
 
 class PartitionGrant(msgspec.Struct, frozen=True):
@@ -61,6 +77,7 @@ class PartitionGrant(msgspec.Struct, frozen=True):
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
     immediate: list[int] = []  # ids of new projects whose immediate poll nobody has started
+    ended: list[EndedSpan] = []
     last: bool = True
 
 
@@ -119,6 +136,8 @@ class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):
     """
 
     incarnation: str
+    session: int  # with ``seq``: what of the coordinator's sequence was applied when this was made
+    seq: int
     stats: WorkerStats
     committed_at_ms: int
     oldest_ms: int
@@ -148,9 +167,13 @@ class Settled(msgspec.Struct, tag="settled", frozen=True):
 
 
 class SliceReached(msgspec.Struct, tag="slice_reached", frozen=True):
-    """In flight is at or below the slice last received, and the slice is in force."""
+    """In flight is at or below the slice of the ``Limits`` with this seq, and that slice is in force.
+
+    Answers the newest ``Limits`` only.
+    """
 
     session: int
+    seq: int
     slice: int
 
 

@@ -1,0 +1,154 @@
+"""Commands that speak to a running cluster: status, add, remove, reload, scale, drain."""
+
+import re
+import time
+from typing import Any
+
+import click
+import msgspec
+import orjson
+
+from cluster.admin_client import AdminClient, request
+from cluster.cli.options import ADMIN, with_settings
+from cluster.errors import InvalidInputError
+from cluster.project import ProjectFields, parse_header, project_from_map
+from cluster.settings import Settings
+
+WATCH_EVERY_S = 1.0
+_TIMEOUT = re.compile(r"(\d{1,9})(ms|s|m)?")
+_TIMEOUT_MS = {"ms": 1, "s": 1_000, "m": 60_000}
+
+
+@click.command()
+@with_settings(*ADMIN)
+@click.option("--json", "as_json", is_flag=True, help="Print the status document as JSON.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
+def status(settings: Settings, as_json: bool, watch: bool) -> None:
+    """Show what the cluster does."""
+    from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+    with AdminClient(settings) as client:
+        document = client.request({"type": "status"})["status"]
+        if watch and not as_json:
+            with render.live(render.status_view(document)) as live:
+                while True:
+                    time.sleep(WATCH_EVERY_S)
+                    live.update(render.status_view(client.request({"type": "status"})["status"]), refresh=True)
+        elif watch:
+            while True:
+                click.echo(orjson.dumps(document))
+                time.sleep(WATCH_EVERY_S)
+                document = client.request({"type": "status"})["status"]
+        elif as_json:
+            click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        else:
+            render.show(render.status_view(document))
+
+
+@click.command()
+@with_settings(*ADMIN)
+@click.argument("url", required=False)
+@click.option("--id", "project_id", type=int, help="Monitor a row that is already in the table.")
+@click.option("--name", help="A name for people.")
+@click.option("--interval", metavar="DURATION", help="How often: 30s, 5m, 1h.  [default: 60s]")
+@click.option("--method", help="Any HTTP method.  [default: GET]")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; repeatable.")
+@click.option("--body", help="The request's body.")
+@click.option("--expected-status", help="200, 2xx or 200-299,301.  [default: 200]")
+@click.option("--timeout", metavar="DURATION", help="For the whole exchange: 500ms, 10s.  [default: 30s]")
+@click.option("--no-follow-redirects", is_flag=True, help="Judge a redirect's own status.")
+@click.option("--disabled", is_flag=True, help="Add it without polling it.")
+def add(settings: Settings, url: str | None, project_id: int | None, **written: Any) -> None:
+    """Add a project, or begin to monitor a row of the table (--id); prints its id."""
+    given = {name: value for name, value in written.items() if value not in {None, (), False}}
+    if (url is None) == (project_id is None):
+        raise click.UsageError("Give either a URL or --id.")
+    if project_id is not None:
+        if given:
+            raise click.UsageError("--id takes the project as it is in the table: leave out the other options.")
+        reply = request(settings, {"type": "add", "id": project_id})
+    else:
+        project = msgspec.to_builtins(_project(url or "", given))
+        reply = request(settings, {"type": "add", "project": project})
+    click.echo(reply["id"])
+
+
+def _project(url: str, given: dict[str, Any]) -> ProjectFields:
+    fields: dict[str, Any] = {"url": url}
+    fields |= {name: given[name] for name in ("name", "interval", "method", "body", "expected_status") if name in given}
+    if "timeout" in given:
+        fields["timeout_ms"] = parse_timeout_ms(given["timeout"])
+    if "headers" in given:
+        headers: dict[str, str] = {}
+        for line in given["headers"]:
+            name, value = parse_header(line)
+            if name in headers:
+                raise InvalidInputError(f"headers: {name!r} is given twice")
+            headers[name] = value
+        fields["headers"] = headers
+    if "no_follow_redirects" in given:
+        fields["follow_redirects"] = False
+    if "disabled" in given:
+        fields["enabled"] = False
+    return project_from_map(fields)
+
+
+def parse_timeout_ms(text: str) -> int:
+    found = _TIMEOUT.fullmatch(text.strip())
+    if not found:
+        raise InvalidInputError(f"timeout: must be a number with ms, s or m, such as 500ms or 10s, not {text!r}")
+    return int(found[1]) * _TIMEOUT_MS[found[2] or "s"]
+
+
+@click.command()
+@with_settings(*ADMIN)
+@click.argument("ids", type=int, nargs=-1, required=True)
+@click.option("--delete", is_flag=True, help="Also delete the project's row.")
+@click.option("--purge", is_flag=True, help="With --delete: its results go at once, too.")
+def remove(settings: Settings, ids: tuple[int, ...], delete: bool, purge: bool) -> None:
+    """Stop polling projects at once; all of them, or none when an id is unknown."""
+    if purge and not delete:
+        raise click.UsageError("--purge needs --delete.")
+    message: dict[str, Any] = {"type": "remove", "ids": list(ids), "delete": delete}
+    if purge:
+        message["purge"] = True
+    request(settings, message)
+    click.echo(f"{'deleted' if delete else 'disabled'} {len(set(ids))}")
+
+
+@click.command("reload")
+@with_settings(*ADMIN)
+def reload_projects(settings: Settings) -> None:
+    """Read all projects from the database again; unchanged ones keep their ticks."""
+    reply = request(settings, {"type": "reload"}, timeout_s=120)
+    counts = [f"{reply[name]} {name}" for name in ("added", "changed", "removed") if isinstance(reply.get(name), int)]
+    click.echo("reloaded" + (": " + ", ".join(counts) if counts else ""))
+
+
+@click.command()
+@with_settings(*ADMIN)
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="How many worker processes.")
+@click.option("--max-concurrent-http", type=click.IntRange(1, 100_000), metavar="N", help="Requests in flight.")
+def scale(settings: Settings, workers: int | None, max_concurrent_http: int | None) -> None:
+    """Change the number of workers or of HTTP requests in flight while the cluster runs."""
+    if workers is None and max_concurrent_http is None:
+        raise click.UsageError("Give --workers or --max-concurrent-http.")
+    message: dict[str, Any] = {"type": "scale"}
+    if workers is not None:
+        message["workers"] = workers
+    if max_concurrent_http is not None:
+        message["max_concurrent_http"] = max_concurrent_http
+    request(settings, message)
+    click.echo("scaled")
+
+
+@click.command()
+@with_settings(*ADMIN)
+@click.argument("worker")
+def drain(settings: Settings, worker: str) -> None:
+    """Move everything off a worker and let it end; the cluster has one worker less."""
+    request(settings, {"type": "drain", "worker": worker})
+    click.echo(f"draining {worker}")
+
+
+COMMANDS: list[Any] = [status, add, remove, reload_projects, scale, drain]

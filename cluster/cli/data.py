@@ -1,0 +1,180 @@
+"""Commands that need only the database: migrate, audit, results; and the way to that database."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import asyncpg
+import click
+import msgspec
+import orjson
+
+from cluster import database
+from cluster.audit import Account, AuditReport
+from cluster.audit import audit as run_audit
+from cluster.cli.options import DATABASE, with_settings
+from cluster.embedded import cluster_database
+from cluster.errors import ClusterError, ExitCode, InvalidInputError
+from cluster.settings import Settings
+from cluster.supervisor.lock import find_holder
+
+T = TypeVar("T")
+
+RESULTS_MAX = 100_000
+_AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
+_AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def with_database(
+    settings: Settings, work: Callable[[database.Connection], Awaitable[T]], *, create: bool = False
+) -> T:
+    """Run ``work`` on a connection to the cluster's database, embedded or not; its errors become one line."""
+
+    async def run() -> T:
+        async with open_database(settings, create=create) as conn:
+            return await work(conn)
+
+    return asyncio.run(run())
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: Settings, *, create: bool = False) -> AsyncIterator[database.Connection]:
+    """``create``: set up an embedded server that isn't there, and accept a database without our tables."""
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.database_url
+        if url is None:
+            server = cluster_database(settings.data_dir)
+            holder = find_holder(settings.run_dir)
+            if holder is not None and not holder.embedded:
+                raise InvalidInputError(
+                    f"the cluster on {settings.data_dir} uses a database of its own: "
+                    "give --database-url or set DATABASE_URL"
+                )
+            if not create and not (server.data / "PG_VERSION").exists():
+                raise InvalidInputError(
+                    f"no database: set DATABASE_URL, or give the --data-dir of a cluster that has run "
+                    f"(there is none in {settings.data_dir})"
+                )
+            await asyncio.to_thread(server.start)
+            stack.push_async_callback(asyncio.to_thread, server.stop)
+            url = server.dsn()
+        conn = await database.connect(url)
+        stack.push_async_callback(_close, conn)
+        try:
+            if not create and await database.schema_version(conn) == 0:
+                raise ClusterError(f"the database {database.place(url)} has no tables of ours; run `cluster migrate`")
+            yield conn
+        except BrokenPipeError:
+            raise  # our output, not the database
+        except database.DATABASE_ERRORS as error:
+            raise ClusterError(f"the database refused: {database.describe(error)}") from error
+
+
+async def _close(conn: database.Connection) -> None:
+    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        await conn.close(timeout=5)
+
+
+@click.command()
+@with_settings(*DATABASE)
+def migrate(settings: Settings) -> None:
+    """Bring the database's tables to this version of the program."""
+    applied = with_database(settings, database.migrate, create=True)
+    click.echo("\n".join(f"applied {name}" for name in applied) or "nothing to apply: the database is up to date")
+
+
+@click.command()
+@with_settings(*DATABASE)
+@click.argument("project_id", metavar="ID", type=int)
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1, RESULTS_MAX), help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def results(settings: Settings, project_id: int, last: int, as_json: bool) -> None:
+    """Show the newest results of a project."""
+
+    async def read(conn: database.Connection) -> list[dict[str, Any]]:
+        rows = await conn.fetch(
+            "SELECT * FROM poll_results WHERE project_id = $1 ORDER BY scheduled_at DESC LIMIT $2", project_id, last
+        )
+        if not rows and not await conn.fetchval("SELECT EXISTS (SELECT 1 FROM projects WHERE id = $1)", project_id):
+            raise ClusterError(f"there is no project {project_id}", code="unknown_project")
+        return [dict(row) for row in rows]
+
+    found = with_database(settings, read)
+    if as_json:
+        for row in found:
+            click.echo(orjson.dumps(row, default=str))
+    elif not found:
+        click.echo("no results yet")
+    else:
+        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+        render.show(render.results_table(found))
+
+
+@click.command()
+@with_settings(*DATABASE)
+@click.option("--from", "since", metavar="TIME", help="Ticks from this instant on: 2026-01-31T12:00Z, or 2h for ago.")
+@click.option("--to", "until", metavar="TIME", help="Ticks before this instant.")
+@click.option("--project", type=int, metavar="ID", help="Only this project.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def audit(settings: Settings, since: str | None, until: str | None, project: int | None, as_json: bool) -> int:
+    """Check that every tick that was due was polled or counted missed; exit status 1 when one was not."""
+    from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+    since_at, until_at = parse_instant("--from", since), parse_instant("--to", until)
+
+    async def check(conn: database.Connection) -> AuditReport:
+        with render.audit_progress() as progress:
+            return await run_audit(conn, since=since_at, until=until_at, project=project, progress=progress)
+
+    report = with_database(settings, check)
+    if as_json:
+        click.echo(orjson.dumps(audit_document(report), option=orjson.OPT_INDENT_2))
+    else:
+        render.show(render.audit_view(report))
+    return int(ExitCode.DONE if report.holds else ExitCode.FAILED)
+
+
+def audit_document(report: AuditReport) -> dict[str, Any]:
+    """The report for programs: with what it says by computing, and instants as people write them."""
+
+    def account(counted: Account) -> dict[str, Any]:
+        return {**msgspec.to_builtins(counted), "unexplained": counted.unexplained}
+
+    return {
+        "holds": report.holds,
+        "from": None if report.since_ms is None else iso_instant(report.since_ms),
+        "horizon": None if report.horizon_ms is None else iso_instant(report.horizon_ms),
+        "projects_audited": report.projects_audited,
+        "projects_violating": report.projects_violating,
+        "total": account(report.total),
+        "lateness": None if report.lateness is None else msgspec.to_builtins(report.lateness),
+        "projects": [
+            {"project_id": each.project_id, "name": each.name} | account(each.account) for each in report.projects
+        ],
+        "projects_left_out": report.projects_left_out,
+    }
+
+
+def iso_instant(instant_ms: int) -> str:
+    return datetime.fromtimestamp(instant_ms / 1_000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_instant(option: str, text: str | None) -> datetime | None:
+    """ISO 8601 (local time when it names no zone), or a duration before now."""
+    if text is None:
+        return None
+    if ago := _AGO.fullmatch(text.strip()):
+        return datetime.now(UTC) - timedelta(**{_AGO_UNITS[ago[2]]: int(ago[1])})
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{option} must be an instant such as 2026-01-31T12:00:00Z, or 2h for two hours ago, not {text!r}"
+        ) from error
+
+
+COMMANDS: list[Any] = [migrate, audit, results]

@@ -1,0 +1,61 @@
+"""Options that commands share, made from the table in ``cluster.config``."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cluster import config
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EVERYWHERE = ("data_dir",)
+ADMIN = (*EVERYWHERE, "admin_endpoint")
+DATABASE = (*EVERYWHERE, "database_url")
+ALL = tuple(option.name for option in config.OPTIONS)
+
+_METAVARS = {
+    "integer": "N",
+    "duration": "DURATION",
+    "size": "SIZE",
+    "choice": "WORD",
+    "path": "DIR",
+    "database_url": "URL",
+    "address": "HOST:PORT",
+    "endpoint": "ENDPOINT",
+}
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command the named options and ``--config``; it receives the merged ``settings``."""
+    chosen = [option for option in config.OPTIONS if option.name in names]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
+            flags = {option.name: kwargs.pop(f"option_{option.name}") for option in chosen}
+            settings = config.load(flags, os.environ, config_file)
+            return command(*args, settings=settings, **kwargs)
+
+        wrapped: Any = run
+        wrapped = click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="TOML file with options; also CLUSTER_CONFIG.",
+        )(wrapped)
+        for option in reversed(chosen):
+            wrapped = click.option(
+                option.flag,
+                f"option_{option.name}",
+                metavar="|".join(option.choices) or _METAVARS[option.kind],
+                help=f"{option.help}  [{', '.join(option.variables)}]",
+            )(wrapped)
+        decorated: Command = wrapped
+        return decorated
+
+    return decorate

@@ -1,0 +1,245 @@
+"""What commands show to people: tables made with rich out of plain documents.  No command and no query is in here."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from cluster.audit import Account, AuditReport, OnProgress
+
+PIPE_COLUMNS = 180
+AUDIT_PROJECTS_SHOWN = 20
+_HEALTH_STYLES = {"healthy": "bold green", "warning": "bold yellow", "critical": "bold red"}
+_STATE_STYLES = {
+    "running": "green",
+    "up": "green",
+    "starting": "cyan",
+    "draining": "cyan",
+    "restarting": "yellow",
+    "waiting_for_database": "yellow",
+    "hung": "red",
+    "down": "red",
+}
+_RESULT_STYLES = {"success": "green", "failure": "red", "unknown": "yellow"}
+
+
+def show(view: RenderableType) -> None:
+    _console().print(view)
+
+
+def live(view: RenderableType) -> Live:
+    return Live(view, console=_console(), screen=False, auto_refresh=False)
+
+
+def _console() -> Console:
+    """Into a pipe nothing is folded to a terminal's width."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+
+
+def status_view(status: dict[str, Any]) -> RenderableType:
+    """The status document as a page."""
+    health = str(status.get("health", "unknown"))
+    missed = int(status.get("missed") or 0)
+    head = Table.grid(padding=(0, 3))
+    head.add_row(
+        _pair("health", Text(health, _HEALTH_STYLES.get(health, "bold"))),
+        _pair("projects", _count(status.get("active_projects"))),
+        _pair("up", duration(status.get("uptime_s"))),
+        _pair("epoch", str(status.get("epoch", "-"))),
+    )
+    head.add_row(
+        _pair("polled", _count(status.get("total_requests"))),
+        _pair("ok", Text(_count(status.get("success_requests")), "green")),
+        _pair("failed", Text(_count(status.get("failed_requests")), "red" if status.get("failed_requests") else "")),
+        _pair("unknown", _count(status.get("unknown_requests"))),
+    )
+    head.add_row(
+        _pair("in flight", f"{_count(status.get('active_http'))} of {_count(status.get('max_concurrent_http'))}"),
+        _pair("queue", _count(status.get("queue_depth"))),
+        _pair("missed", Text(_count(missed), "bold red" if missed else "green")),
+        Text(""),
+    )
+    return Group(head, _workers_table(status.get("workers") or []), _database_line(status))
+
+
+def _workers_table(workers: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("worker", "state"):
+        table.add_column(name)
+    for name in ("pid", "projects", "in flight", "queue", "polled", "late p50", "p99", "max ms", "loop lag", "WAL"):
+        table.add_column(name, justify="right")
+    for each in workers:
+        lateness = each.get("lateness_ms") or {}
+        table.add_row(
+            str(each.get("name", "")),
+            _state(each.get("state")),
+            str(each.get("pid", "")),
+            _count(each.get("projects")),
+            f"{_count(each.get('active_http'))}/{_count(each.get('slice'))}",
+            _count(each.get("queue_depth")),
+            _count(each.get("executed")),
+            *(_milliseconds(lateness.get(which)) for which in ("p50", "p99", "max")),
+            _milliseconds(each.get("loop_lag_ms")),
+            size(each.get("wal_bytes")),
+        )
+    if not workers:
+        table.add_row(Text("none", "yellow"), *[""] * 11)
+    return table
+
+
+def _database_line(status: dict[str, Any]) -> Text:
+    writer = status.get("writer") or {}
+    database = status.get("database") or {}
+    line = Text.assemble("writer ", _state(writer.get("state")), f"  {_count(writer.get('rows_written'))} rows")
+    line.append(f", {_count(writer.get('rows_per_s'))}/s, lag {_milliseconds(writer.get('lag_ms'))} ms")
+    for name in ("duplicates", "rejects"):
+        if writer.get(name):
+            line.append(f", {_count(writer[name])} {name}", "yellow")
+    return line.append("   database ").append_text(_state(database.get("state")))
+
+
+def results_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scheduled")
+    table.add_column("late ms", justify="right")
+    table.add_column("trigger")
+    table.add_column("status")
+    table.add_column("code", justify="right")
+    table.add_column("ms", justify="right")
+    table.add_column("worker")
+    table.add_column("error", overflow="fold")
+    for row in rows:
+        late_ms = (row["polled_at"] - row["scheduled_at"]).total_seconds() * 1_000
+        error = ": ".join(str(row[name]) for name in ("error_code", "error_message") if row[name])
+        table.add_row(
+            row["scheduled_at"].astimezone().isoformat(sep=" ", timespec="milliseconds"),
+            f"{late_ms:.1f}",
+            str(row["trigger"]),
+            Text(str(row["status"]), _RESULT_STYLES.get(str(row["status"]), "")),
+            "" if row["status_code"] is None else str(row["status_code"]),
+            "" if row["response_time_ms"] is None else f"{row['response_time_ms']:.1f}",
+            str(row["worker"]),
+            Text(error),
+        )
+    return table
+
+
+def projects_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("id", justify="right")
+    table.add_column("name", overflow="fold")
+    table.add_column("url", overflow="fold")
+    table.add_column("every")
+    table.add_column("expects")
+    table.add_column("enabled")
+    for row in rows:
+        table.add_row(
+            str(row["id"]),
+            Text(row["name"]),
+            Text(f"{row['method']} {row['url']}" if row["method"] != "GET" else row["url"]),
+            f"{row['interval']} {row['unit'] if row['interval'] != 1 else row['unit'].removesuffix('s')}",
+            row["expected_status"],
+            Text("yes", "green") if row["enabled"] else Text("no", "yellow"),
+        )
+    return table
+
+
+@contextlib.contextmanager
+def audit_progress() -> Iterator[OnProgress | None]:
+    """A progress bar on standard error when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("auditing projects", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def audit_view(report: AuditReport) -> RenderableType:
+    if report.horizon_ms is None:
+        return Text("nothing is accounted for yet, so there is nothing to audit", "yellow")
+    head = Text.assemble(
+        ("the accounting law holds", "bold green") if report.holds else ("the accounting law is broken", "bold red"),
+        f": {report.projects_audited:,} projects",
+        f", {report.projects_violating:,} of them with ticks unexplained or doubled" if not report.holds else "",
+        f", up to {_instant(report.horizon_ms)}",
+        "" if report.since_ms is None else f", from {_instant(report.since_ms)}",
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("project")
+    for name in ("due", "polled", "missed", "unexplained", "doubled", "stray"):
+        table.add_column(name, justify="right")
+    table.add_column("missed because of")
+    violating = [each for each in report.projects if not each.account.holds]
+    for each in violating[:AUDIT_PROJECTS_SHOWN]:
+        _add_account(table, Text(f"{each.project_id} {each.name or ''}".strip()), each.account)
+    if len(violating) + report.projects_left_out > AUDIT_PROJECTS_SHOWN:
+        table.add_row(f"and {report.projects_violating - AUDIT_PROJECTS_SHOWN:,} more; --json lists them")
+    _add_account(table, Text("all", "bold"), report.total)
+    parts: list[RenderableType] = [head, table]
+    if report.lateness is not None:
+        late = report.lateness
+        parts.append(f"lateness p50 {late.p50_ms:.1f} ms, p99 {late.p99_ms:.1f} ms, max {late.max_ms:.1f} ms")
+    return Group(*parts)
+
+
+def _add_account(table: Table, name: Text, account: Account) -> None:
+    wrong = "bold red"
+    table.add_row(
+        name,
+        f"{account.due:,}",
+        f"{account.polled:,}",
+        f"{sum(account.missed.values()):,}",
+        Text(f"{account.unexplained:,}", wrong if account.unexplained else ""),
+        Text(f"{account.doubled:,}", wrong if account.doubled else ""),
+        f"{account.stray:,}",
+        ", ".join(f"{reason} {ticks:,}" for reason, ticks in sorted(account.missed.items())),
+    )
+
+
+def _instant(instant_ms: int) -> str:
+    return datetime.fromtimestamp(instant_ms / 1_000, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def duration(seconds: object) -> str:
+    """'3 d 04:05:06' or '04:05:06'."""
+    if not isinstance(seconds, int | float):
+        return "-"
+    days, rest = divmod(int(seconds), 86_400)
+    clock = f"{rest // 3_600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days} d {clock}" if days else clock
+
+
+def size(count: object) -> str:
+    if not isinstance(count, int | float):
+        return "-"
+    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1_024 and len(units) > 1:
+        amount /= 1_024
+        del units[0]
+    return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
+
+
+def _pair(name: str, value: str | Text) -> Text:
+    return Text.assemble((name + " ", "dim"), value)
+
+
+def _state(state: object) -> Text:
+    text = str(state or "unknown")
+    return Text(text, _STATE_STYLES.get(text, ""))
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "-"
+
+
+def _milliseconds(value: object) -> str:
+    return f"{value:,.1f}" if isinstance(value, int | float) else "-"

@@ -1,0 +1,108 @@
+"""Commands that start and stop processes: up, down, coordinator, writer, worker; and version."""
+
+import os
+import platform
+import signal
+import sys
+import time
+from importlib.metadata import version as installed_version
+from typing import Any
+
+import click
+import msgspec
+
+from cluster import config
+from cluster.cli.options import ALL, EVERYWHERE, with_settings
+from cluster.errors import ClusterError, InvalidInputError, NotRunningError
+from cluster.settings import Settings
+from cluster.supervisor.lock import find_holder
+
+DOWN_POLL_S = 0.05
+
+
+@click.command()
+@with_settings(*ALL)
+@click.option("--demo", is_flag=True, help="Also run a local target and poll it with 100 projects.")
+def up(settings: Settings, demo: bool) -> int:
+    """Run a cluster in the foreground until it is stopped.
+
+    Ctrl-C or `cluster down` lets requests in flight finish and commits every result; a second Ctrl-C ends it at once.
+    """
+    from cluster.supervisor.service import supervise  # noqa: PLC0415 - other commands shouldn't wait for its imports
+
+    return supervise(settings, demo=demo, announce=click.echo)
+
+
+@click.command()
+@with_settings(*EVERYWHERE)
+@click.option("--timeout", default="90s", show_default=True, metavar="DURATION", help="How long to wait for the end.")
+def down(settings: Settings, timeout: str) -> None:
+    """Stop the cluster: requests in flight finish, everything is committed."""
+    timeout_s = config.parse_duration_s(timeout)
+    if timeout_s is None:
+        raise InvalidInputError(f"--timeout must be a duration such as 90s or 2m, not {timeout!r}")
+    deadline = time.monotonic() + timeout_s
+    told = 0
+    while (holder := find_holder(settings.run_dir)) is not None:
+        if holder.pid and holder.pid != told:
+            if told:
+                break  # ours has ended, this is another one
+            told = holder.pid
+            if not holder.stopping:
+                _terminate(holder.pid)
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the cluster on {settings.data_dir} (pid {holder.pid}) has not stopped within {timeout_s} s; "
+                "its log says what it waits for"
+            )
+        time.sleep(DOWN_POLL_S)
+    if not told:
+        raise NotRunningError(f"no cluster is running on {settings.data_dir}")
+    click.echo("stopped")
+
+
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise ClusterError(f"not allowed to stop pid {pid}; run this as the user that started the cluster") from error
+
+
+@click.command()
+def version() -> None:
+    """Show the versions of the program and of what it runs on."""
+    click.echo(f"ringpoll {installed_version('ringpoll')} (Python {platform.python_version()}, {platform.platform()})")
+
+
+def _run_role(role: str, settings: Settings, name: str | None) -> None:
+    """Become the role's process, configured by the environment like one that a supervisor starts."""
+    if role != "worker" and settings.database_url is None:
+        raise InvalidInputError(f"the {role} alone needs a database: give --database-url or set DATABASE_URL")
+    named = name or os.environ.get("CLUSTER_NAME") or config.default_name(role)
+    environ = config.role_environ(msgspec.structs.replace(settings, name=named), os.environ)
+    config.from_environ(environ, role=role)  # says what is wrong before the process is replaced
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", role, named], environ)  # noqa: S606 - this is what it is for
+
+
+def _role_command(role: str, text: str) -> click.Command:
+    @click.command(name=role, help=text)
+    @with_settings(*ALL)
+    @click.option("--name", metavar="NAME", help="The process' name in the cluster.  [CLUSTER_NAME]")
+    def run_role(settings: Settings, name: str | None) -> None:
+        _run_role(role, settings, name)
+
+    command: click.Command = run_role
+    return command
+
+
+COMMANDS: list[Any] = [
+    up,
+    down,
+    version,
+    _role_command("coordinator", "Run only the coordinator, in the foreground."),
+    _role_command("writer", "Run only the writer, in the foreground."),
+    _role_command("worker", "Run only one worker, in the foreground."),
+]

@@ -1,0 +1,372 @@
+"""Where settings come from: flags over environment variables over a TOML file over defaults.
+
+``OPTIONS`` is the one table of what can be configured; flags, variables, file keys, bounds and help texts are made from
+it.  An option ``max_concurrent_http`` is the flag ``--max-concurrent-http``, the variable CLUSTER_MAX_CONCURRENT_HTTP
+and the key ``max_concurrent_http``; DATABASE_URL and MAX_CONCURRENT_HTTP are understood too.  A wrong value is one
+:class:`InvalidInputError` that names the option where it was written and what is allowed there.
+
+``to_environ`` and ``from_environ`` carry settings from a supervisor to its roles.  Nothing is read here but the one
+file and the given environment, and nothing is created.
+"""
+
+import difflib
+import os
+import re
+import socket
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cluster.errors import InvalidInputError
+from cluster.settings import Settings
+
+CONFIG_BYTES_MAX = 1 << 20
+CONFIG_VARIABLE = "CLUSTER_CONFIG"
+PREFIX = "CLUSTER_"
+
+OptionKind = Literal["integer", "duration", "size", "choice", "path", "database_url", "address", "endpoint"]
+
+_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)?")
+_DURATION_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_SIZE = re.compile(r"(\d{1,12})\s*(B|KiB|MiB|GiB)?")
+_SIZE_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    name: str  # of flag, variable and file key
+    field: str  # of Settings
+    kind: OptionKind
+    help: str
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # further variables
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        return (self.variable, *self.also)
+
+    @property
+    def allowed(self) -> str:
+        """What may be written, for an error and for the help."""
+        match self.kind:
+            case "integer":
+                return f"an integer from {self.low} to {self.high}"
+            case "duration":
+                return f"a duration from {self.low}s to {self.high}s, such as 30s, 5m or 1h"
+            case "size":
+                return f"a size from {self.low} to {self.high} bytes, such as 65536, 64KiB or 1MiB"
+            case "choice":
+                return "one of " + ", ".join(self.choices)
+            case "path":
+                return "a directory"
+            case "database_url":
+                return "a URL such as postgresql://user:password@host:5432/database"
+            case "address":
+                return "HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8700 or [::1]:8700"
+            case "endpoint":
+                return "ipc:///absolute/path or tcp://HOST:PORT"
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(name="data_dir", field="data_dir", kind="path", help="Directory of the cluster's own files."),
+    Option(
+        name="database_url",
+        field="database_url",
+        kind="database_url",
+        also=("DATABASE_URL",),
+        help="PostgreSQL to use; without it an embedded server runs below the data directory.",
+    ),
+    Option(name="workers", field="workers", kind="integer", low=1, high=256, help="Worker processes."),
+    Option(
+        name="max_concurrent_http",
+        field="max_concurrent_http",
+        kind="integer",
+        low=1,
+        high=100_000,
+        also=("MAX_CONCURRENT_HTTP",),
+        help="HTTP requests in flight over the whole cluster.",
+    ),
+    Option(
+        name="max_per_host",
+        field="max_per_host",
+        kind="integer",
+        low=0,
+        high=100_000,
+        help="HTTP requests in flight to one host and port, 0 for no limit.",
+    ),
+    Option(name="http", field="http", kind="address", help="Address of the status pages."),
+    Option(
+        name="retention_days",
+        field="retention_days",
+        kind="integer",
+        low=1,
+        high=36_500,
+        help="Days for which results are kept.",
+    ),
+    Option(
+        name="reload_interval",
+        field="reload_interval_s",
+        kind="duration",
+        low=1,
+        high=86_400,
+        help="How often all projects are read again.",
+    ),
+    Option(
+        name="body_limit",
+        field="body_limit_bytes",
+        kind="size",
+        low=1,
+        high=1 << 30,
+        help="Bytes of a response body that are read.",
+    ),
+    Option(
+        name="grace",
+        field="grace_s",
+        kind="duration",
+        low=0,
+        high=3_600,
+        help="How long requests in flight may take at a stop.",
+    ),
+    Option(
+        name="log_level",
+        field="log_level",
+        kind="choice",
+        choices=("debug", "info", "warning", "error"),
+        help="The least level that is logged.",
+    ),
+    Option(
+        name="log_format",
+        field="log_format",
+        kind="choice",
+        choices=("auto", "human", "json"),
+        help="How log lines look; auto: human on a terminal.",
+    ),
+    Option(
+        name="control_endpoint",
+        field="control_endpoint",
+        kind="endpoint",
+        help="Where the coordinator meets workers and the writer.",
+    ),
+    Option(name="results_endpoint", field="results_endpoint", kind="endpoint", help="Where the writer meets workers."),
+    Option(name="admin_endpoint", field="admin_endpoint", kind="endpoint", help="The admin socket."),
+)
+
+# What the supervisor tells a role it starts; a role alone may be given its name.
+_ROLE_VARIABLES = {
+    "name": "CLUSTER_NAME",
+    "incarnation": "CLUSTER_INCARNATION",
+    "run_id": "CLUSTER_RUN_ID",
+    "run_started_at_ms": "CLUSTER_RUN_STARTED_AT_MS",
+    "supervised": "CLUSTER_SUPERVISED",
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_BY_NAME = {option.name: option for option in OPTIONS}
+VARIABLES = frozenset(
+    {variable for option in OPTIONS for variable in option.variables} | {*_ROLE_VARIABLES.values(), CONFIG_VARIABLE}
+)
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], config_file: Path | None = None) -> Settings:
+    """The settings in force.  Flags that are None and variables that are empty count as not given."""
+    if config_file is None and environ.get(CONFIG_VARIABLE):
+        config_file = Path(environ[CONFIG_VARIABLE])
+    from_file = read_file(config_file) if config_file is not None else {}
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        found = _find(option, flags, environ, from_file, config_file)
+        if found is not None:
+            raw, source = found
+            values[option.field] = _parse(option, raw, source)
+    values.setdefault("data_dir", default_data_dir(environ))
+    return msgspec.convert(values, Settings, dec_hook=_as_is)
+
+
+def read_file(path: Path) -> dict[str, object]:
+    """The options in a TOML file; values aren't checked yet."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(CONFIG_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    if len(raw) > CONFIG_BYTES_MAX:
+        raise InvalidInputError(f"the configuration file {path} is larger than {CONFIG_BYTES_MAX} bytes")
+    try:
+        content = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"the configuration file {path} is not valid TOML: {error}") from error
+    for key in content:
+        if key not in _BY_NAME:
+            near = difflib.get_close_matches(key, _BY_NAME, n=1)
+            hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(_BY_NAME))
+            raise InvalidInputError(f"unknown option {key} in {path}: {hint}")
+    return content
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/ringpoll")
+    base = environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "ringpoll"
+
+
+def to_environ(settings: Settings) -> dict[str, str]:
+    """The variables from which ``from_environ`` makes these settings."""
+    variables = {}
+    for option in OPTIONS:
+        value = getattr(settings, option.field)
+        if value is not None and value != "":
+            variables[option.variable] = str(value)
+    for field, variable in _ROLE_VARIABLES.items():
+        value = getattr(settings, field)
+        if value:
+            variables[variable] = str(int(value)) if isinstance(value, bool) else str(value)
+    return variables
+
+
+def role_environ(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """A whole environment for a role's process: ours replaced, everything else passed on."""
+    return {name: value for name, value in environ.items() if name not in VARIABLES} | to_environ(settings)
+
+
+def from_environ(environ: Mapping[str, str] | None = None, *, role: str = "") -> Settings:
+    """A role's settings.  A role that nobody named takes its role's name, a worker with the host's name appended."""
+    environ = os.environ if environ is None else environ
+    settings = load({}, environ)
+    name = environ.get(_ROLE_VARIABLES["name"], "") or default_name(role)
+    if name and not _NAME.fullmatch(name):
+        raise InvalidInputError(f"{_ROLE_VARIABLES['name']} must be 1 to 63 letters, digits, '.', '_' or '-'")
+    started = environ.get(_ROLE_VARIABLES["run_started_at_ms"], "0")
+    if not started.isdecimal():
+        raise InvalidInputError(f"{_ROLE_VARIABLES['run_started_at_ms']} must be an integer, not {started!r}")
+    return msgspec.structs.replace(
+        settings,
+        name=name,
+        incarnation=environ.get(_ROLE_VARIABLES["incarnation"], "") or uuid.uuid4().hex,
+        run_id=environ.get(_ROLE_VARIABLES["run_id"], ""),
+        run_started_at_ms=int(started),
+        supervised=environ.get(_ROLE_VARIABLES["supervised"], "") == "1",
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (without brackets) and port of a checked ``http`` setting."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def parse_duration_s(text: str) -> int | None:
+    """'30s', '5m', '1h', '1d' or a number of seconds; None when it is none of these."""
+    found = _DURATION.fullmatch(text.strip())
+    return int(found[1]) * _DURATION_S[found[2] or ""] if found else None
+
+
+def default_name(role: str) -> str:
+    if role != "worker":
+        return role
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:50].strip("-.") or "alone"
+    return f"worker-{host}"
+
+
+def _as_is(_kind: type, value: object) -> object:
+    return value
+
+
+def _find(
+    option: Option,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    from_file: Mapping[str, object],
+    config_file: Path | None,
+) -> tuple[object, str] | None:
+    """The raw value of an option and where it was written."""
+    if flags.get(option.name) is not None:
+        return flags[option.name], option.flag
+    for variable in option.variables:
+        if environ.get(variable):
+            return environ[variable], f"the variable {variable}"
+    if option.name in from_file:
+        return from_file[option.name], f"{option.name} in {config_file}"
+    return None
+
+
+def _parse(option: Option, raw: object, source: str) -> object:
+    value = _value(option, raw)
+    if value is None:
+        raise InvalidInputError(f"{source} must be {option.allowed}{_unless_secret(option, raw)}")
+    return value
+
+
+def _unless_secret(option: Option, raw: object) -> str:
+    """', not VALUE', but for what may hold a password."""
+    return "" if option.kind == "database_url" else f", not {str(raw)[:200]!r}"
+
+
+def _value(option: Option, raw: object) -> object:
+    """The parsed value, or None when it isn't allowed."""
+    if isinstance(raw, bool) or not isinstance(raw, str | int | Path):
+        return None
+    text = str(raw).strip()
+    match option.kind:
+        case "integer":
+            return _bounded(option, int(text)) if _INTEGER.fullmatch(text) else None
+        case "duration":
+            return _bounded(option, parse_duration_s(text))
+        case "size":
+            found = _SIZE.fullmatch(text)
+            return _bounded(option, int(found[1]) * _SIZE_BYTES[found[2] or ""]) if found else None
+        case "choice":
+            return text if text in option.choices else None
+        case "path":
+            return _path(text) if isinstance(raw, str | Path) else None
+        case "database_url":
+            return text if _is_database_url(text) else None
+        case "address":
+            return text if _is_address(text) else None
+        case "endpoint":
+            return text if _is_endpoint(text) else None
+
+
+def _bounded(option: Option, value: int | None) -> int | None:
+    return value if value is not None and option.low <= value <= option.high else None
+
+
+def _path(text: str) -> Path | None:
+    if not text or not text.isprintable():
+        return None
+    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 - not resolve(): links stay as written
+
+
+def _is_database_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it isn't a number
+    except ValueError:
+        return False
+    return parts.scheme in {"postgresql", "postgres"} and text.isprintable() and " " not in text
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(_HOST.fullmatch(host)) and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65_535
+
+
+def _is_endpoint(text: str) -> bool:
+    if text.startswith("ipc://"):
+        return text.startswith("ipc:///") and text.isprintable()
+    return text.startswith("tcp://") and _is_address(text.removeprefix("tcp://").replace("*", "any", 1))

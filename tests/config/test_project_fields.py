@@ -1,0 +1,230 @@
+"""The rules of a project's fields, and that the table's CHECKs hold the same."""
+
+from datetime import UTC, datetime
+
+import asyncpg
+import msgspec
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import database
+from cluster.errors import InvalidInputError
+from cluster.project import (
+    FIELD_NAMES,
+    ProjectFields,
+    ProjectSpec,
+    parse_header,
+    parse_interval,
+    project_from_map,
+    spec_from_row,
+    validate,
+)
+
+URL = "http://a.example/"
+GOOD = [
+    {"url": "http://a"},
+    {"url": "https://user:pa%20ss@a.example:8443/x/../y?b=2&a=%2F#frag"},
+    {"url": "HTTP://A.example"},
+    {"url": "http://[::1]:80/"},
+    {"url": "http://[fe80::1%25eth0]/"},
+    {"url": "http://under_score.example./"},
+    {"url": "http://a/" + "x" * 4087},
+    {"url": URL, "method": "PROPFIND"},
+    {"url": URL, "method": "x-odd!"},
+    {"url": URL, "headers": {"Accept": "a/b", "X-Empty": "", "X-Tab": "a\tb", "X-Ü".replace("Ü", "U"): "ü"}},
+    {"url": URL, "headers": None, "body": None},
+    {"url": URL, "body": "x" * 65_536},
+    {"url": URL, "expected_status": "2xx"},
+    {"url": URL, "expected_status": " 200 - 299 , 301,4xx "},
+    {"url": URL, "interval": 1},
+    {"url": URL, "interval": 8760, "unit": "hours"},
+    {"url": URL, "interval": 525_600, "unit": "minutes"},
+    {"url": URL, "timeout_ms": 1},
+    {"url": URL, "timeout_ms": 600_000},
+    {"url": URL, "name": "x" * 200, "follow_redirects": False, "enabled": False},
+]
+BAD = [  # field named by the error, the map, and whether the table's CHECKs see it as well
+    ("url", {"url": ""}, True),
+    ("url", {"url": "ftp://a/"}, True),
+    ("url", {"url": "a.example"}, True),
+    ("url", {"url": "http:/a"}, True),
+    ("url", {"url": "http://"}, True),
+    ("url", {"url": "http:///path"}, True),
+    ("url", {"url": "http://a b/"}, True),
+    ("url", {"url": "http://a/\n"}, True),
+    ("url", {"url": "http://a/" + "x" * 4088}, True),
+    ("url", {"url": "http://a:0/"}, False),
+    ("url", {"url": "http://a:99999/"}, False),
+    ("url", {"url": "http://a:b/"}, False),
+    ("url", {"url": "http://[::1/"}, False),
+    ("url", {"url": "http://[zz]/"}, False),
+    ("url", {"url": "http://a\\b/"}, False),
+    ("url", {"url": "http://@/"}, False),
+    ("url", {"url": "http://-a/"}, False),
+    ("url", {"url": "http://a/\x01"}, False),
+    ("url", {"url": "http://a/" + "ü" * 1000}, False),
+    ("url", {"url": "http://a/\ud800"}, False),
+    ("method", {"url": URL, "method": ""}, True),
+    ("method", {"url": URL, "method": "GET IT"}, True),
+    ("method", {"url": URL, "method": "GET\r\n"}, True),
+    ("method", {"url": URL, "method": "G" * 33}, True),
+    ("headers", {"url": URL, "headers": {"a b": "c"}}, False),
+    ("headers", {"url": URL, "headers": {"": "c"}}, False),
+    ("headers", {"url": URL, "headers": {"a": "b\r\nc: d"}}, False),
+    ("headers", {"url": URL, "headers": {"a": 1}}, False),
+    ("headers", {"url": URL, "headers": {"a": "1", "A": "2"}}, False),
+    ("headers", {"url": URL, "headers": {f"a{n}": "" for n in range(101)}}, False),
+    ("headers", {"url": URL, "headers": {"a": "x" * 65_536}}, False),
+    ("headers", {"url": URL, "headers": ["a: b"]}, True),
+    ("body", {"url": URL, "body": "x" * 65_537}, True),
+    ("body", {"url": URL, "body": "\x00"}, True),
+    ("body", {"url": URL, "body": {}}, True),
+    ("expected_status", {"url": URL, "expected_status": ""}, True),
+    ("expected_status", {"url": URL, "expected_status": "600"}, True),
+    ("expected_status", {"url": URL, "expected_status": "20"}, True),
+    ("expected_status", {"url": URL, "expected_status": "200,"}, True),
+    ("expected_status", {"url": URL, "expected_status": "2xx-3xx"}, True),
+    ("expected_status", {"url": URL, "expected_status": "ok"}, True),
+    ("expected_status", {"url": URL, "expected_status": "299-200"}, False),
+    ("expected_status", {"url": URL, "expected_status": 200}, False),
+    ("interval", {"url": URL, "interval": 0}, True),
+    ("interval", {"url": URL, "interval": -5}, True),
+    ("interval", {"url": URL, "interval": 8761, "unit": "hours"}, True),
+    ("interval", {"url": URL, "interval": 1.5}, True),
+    ("interval", {"url": URL, "interval": True}, True),
+    ("interval", {"url": URL, "interval": "soon"}, True),
+    ("interval", {"url": URL, "interval": "5m", "unit": "hours"}, True),
+    ("unit", {"url": URL, "unit": "days"}, True),
+    ("unit", {"url": URL, "unit": None}, True),
+    ("timeout_ms", {"url": URL, "timeout_ms": 0}, True),
+    ("timeout_ms", {"url": URL, "timeout_ms": 600_001}, True),
+    ("name", {"url": URL, "name": "x" * 201}, True),
+    ("name", {"url": URL, "name": "a\nb"}, False),
+    ("enabled", {"url": URL, "enabled": "yes"}, False),
+    ("follow_redirects", {"url": URL, "follow_redirects": 1}, False),
+    ("project", {}, True),
+    ("project", {"url": URL, "id": 3}, False),
+    ("project", {"url": URL, "Method": "GET"}, False),
+]
+
+
+def short(value):
+    return repr(value)[:70]
+
+
+@pytest.mark.parametrize("written", GOOD, ids=short)
+def test_good_fields_are_accepted_and_canonical_fields_stay_as_they_are(written):
+    fields = project_from_map(written)
+    assert validate(fields) == fields
+
+
+@pytest.mark.parametrize(("field", "written", "_in_table"), BAD, ids=short)
+def test_bad_fields_are_refused_by_name_on_one_line(field, written, _in_table):
+    with pytest.raises(InvalidInputError) as caught:
+        project_from_map(written)
+    message = str(caught.value)
+    assert message.startswith(f"{field}: ")
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ({"method": "post"}, {"method": "POST"}),
+        ({"method": "purge"}, {"method": "purge"}),
+        ({"expected_status": " 2XX , 301 - 302"}, {"expected_status": "2xx,301-302"}),
+        ({"interval": "90s"}, {"interval": 90, "unit": "seconds"}),
+        ({"interval": "2d"}, {"interval": 48, "unit": "hours"}),
+        ({"interval": "5 minutes"}, {"interval": 5, "unit": "minutes"}),
+        ({"headers": {}}, {"headers": None}),
+        ({"url": "http://bücher.example/ä%2f?q=ü"}, {"url": "http://xn--bcher-kva.example/%C3%A4%2f?q=%C3%BC"}),
+        ({"url": "http://u:p@ä:80/"}, {"url": "http://u:p@xn--4ca:80/"}),
+    ],
+)
+def test_the_canonical_form(written, canonical):
+    fields = project_from_map({"url": URL} | written)
+    assert {name: getattr(fields, name) for name in canonical} == canonical
+
+
+@given(st.dictionaries(st.sampled_from(FIELD_NAMES), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) |
+    st.dictionaries(st.text(), inner))))  # fmt: skip
+def test_whatever_is_written_is_accepted_or_refused(written):
+    try:
+        fields = project_from_map(written)
+    except InvalidInputError:
+        return
+    assert validate(fields) == fields
+
+
+def test_interval_and_header_as_written_on_a_command_line():
+    assert parse_interval("30") == (30, "seconds")
+    assert parse_header("X-A:  b: c ") == ("X-A", "b: c")
+    for wrong in ("novalue", ": x"):
+        with pytest.raises(InvalidInputError, match="header: must be written"):
+            parse_header(wrong)
+
+
+SINCE = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
+ROW = {
+    "id": 7,
+    "url": URL,
+    "method": "GET",
+    "headers": None,
+    "body": None,
+    "expected_status": "200",
+    "interval": 5,
+    "unit": "minutes",
+    "timeout_ms": 1_000,
+    "follow_redirects": True,
+    "since": SINCE,
+}
+
+
+def test_a_spec_from_a_row():
+    spec = spec_from_row(ROW)
+    assert spec == ProjectSpec(id=7, url=URL, interval_ms=300_000, since_ms=1_767_323_045_678, timeout_ms=1_000)
+    assert spec_from_row(ROW | {"since": None}).since_ms == 0
+    for headers in ('{"A": "b", "C": "d"}', {"A": "b", "C": "d"}):
+        assert spec_from_row(ROW | {"headers": headers}).headers == (("A", "b"), ("C", "d"))
+    assert spec_from_row(ROW | {"headers": "null"}).headers == ()
+    with pytest.raises(InvalidInputError, match="headers: the value of 'A' must be text"):
+        spec_from_row(ROW | {"headers": '{"A": 1}'})
+
+
+async def insert(conn, fields):
+    columns = {name: value for name, value in fields.items() if value is not None or name in {"unit"}}
+    if "headers" in columns:
+        columns["headers"] = orjson.dumps(columns["headers"]).decode()
+    places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    await conn.execute(f"INSERT INTO projects ({', '.join(columns)}) VALUES ({places})", *columns.values())
+
+
+async def test_the_table_takes_what_is_good_and_refuses_what_is_bad(database_url):
+    conn = await database.connect(database_url)
+    try:
+        for written in GOOD:
+            await insert(conn, msgspec.to_builtins(project_from_map(written)))
+        assert await conn.fetchval("SELECT count(*) FROM projects") == len(GOOD)
+        for _, written, in_table in BAD:
+            if in_table:
+                with pytest.raises((asyncpg.PostgresError, asyncpg.DataError)):
+                    await insert(conn, written)
+        rows = await conn.fetch(
+            "SELECT p.*, s.since FROM projects p LEFT JOIN project_spans s ON s.project_id = p.id ORDER BY p.id"
+        )
+        for row, written in zip(rows, GOOD, strict=True):
+            fields = project_from_map(written)
+            spec = spec_from_row(row)
+            assert (spec.url, spec.interval_ms, spec.method) == (fields.url, fields.interval_ms, fields.method)
+            assert dict(spec.headers) == (fields.headers or {})
+    finally:
+        await conn.close()
+
+
+def test_every_column_that_people_write_is_a_field():
+    assert set(FIELD_NAMES) | {"id", "since"} == set(ROW) | {"name", "enabled"}
+    assert ProjectFields(url=URL) == validate(ProjectFields(url=URL))

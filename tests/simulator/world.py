@@ -1,0 +1,637 @@
+"""A whole cluster in virtual time: the product's own cores, a seeded network, database, supervisor and target.
+
+Nothing sleeps and nothing is real but the decisions.  Messages are encoded and decoded as on the wire.  Faults come
+from the seed: lost, delayed and repeated messages, killed and hung processes, a database that goes away or does not
+tell whether it committed, projects that change meanwhile.
+
+What it does not cover: the shells (sockets, subprocesses, SQL), which the integration tests run for real.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.messages import control, results
+from cluster.messages.control import (
+    CoordinatorHeartbeat,
+    EndedSpan,
+    KillProcess,
+    ProcessAlive,
+    ProcessExited,
+    ProcessStarted,
+    RemovedProject,
+    SetWorkers,
+    SupervisorHello,
+    SupervisorStopping,
+    WriterHeartbeat,
+)
+from cluster.messages.results import Batch, MissedRange, PollResult
+from cluster.project import ProjectSpec, encode_spec
+from cluster.ticks import first_tick_from, phase_ms
+from coordinator import events as c
+from coordinator.core import CoordinatorCore
+from worker import events as w
+from worker.core import WorkerCore
+from writer import core as writer_core
+from writer import events as wr
+from writer.claims import subtract
+
+EPOCH_MS = 1_700_000_000_000
+
+
+@dataclass
+class Faults:
+    loss: float = 0.0
+    repeat: float = 0.0
+    delay_max_ms: int = 3
+    database_up: bool = True
+
+
+@dataclass
+class Span:
+    project_id: int
+    since: int
+    until: int | None
+    interval_ms: int
+
+
+@dataclass
+class Poll:
+    worker: str
+    incarnation: str
+    project_id: int
+    at: int
+    trigger: str
+    started: int
+    ended: int | None = None
+
+
+@dataclass
+class Process:
+    name: str
+    incarnation: str
+    core: Any = None
+    alive: bool = True
+    frozen: bool = False
+    wake_at: int | None = None
+    peers: dict[str, bytes] = field(default_factory=dict)  # routing id at the server of that name
+    stalled: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Database:
+    """Tables as sets, a ledger, and transactions that may fail in either direction."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rows: dict[tuple[int, int], PollResult] = {}
+        self.missed: list[MissedRange] = []
+        self.ledger: dict[str, int] = {}
+        self.duplicates = 0
+
+    def commit(self, flush: wr.Flush) -> tuple[int, int]:
+        written = duplicates = 0
+        claims: list[MissedRange] = []
+        for part in flush.parts:
+            have = self.ledger.get(part.stream_id, 0)
+            for batch in part.batches:
+                if batch.seq <= have:
+                    continue
+                for row in batch.results:
+                    key = (row.project_id, row.scheduled_at_ms)
+                    if key in self.rows:
+                        duplicates += 1
+                    else:
+                        self.rows[key] = row
+                        written += 1
+                for missed in batch.missed:
+                    if missed.reason in ("handover", "down"):
+                        claims.append(missed)
+                    else:
+                        self.missed.append(missed)
+            self.ledger[part.stream_id] = max(have, part.last_seq)
+        for claim in claims:
+            taken = [at for (pid, at) in self.rows if pid == claim.project_id]
+            ranges = [(m.first_tick_ms, m.last_tick_ms) for m in self.missed if m.project_id == claim.project_id]
+            self.missed += subtract(claim, taken, ranges)
+        self.duplicates += duplicates
+        return written, duplicates
+
+
+class World:
+    def __init__(self, seed: int, *, workers: int, slots: int, projects: int) -> None:
+        self.random = random.Random(seed)  # noqa: S311
+        self.now = EPOCH_MS + self.random.randrange(10_000)
+        self.faults = Faults()
+        self.database = Database(self)
+        self.slots = slots
+        self.names = [f"worker-{n}" for n in range(1, workers + 1)]
+        self.processes: dict[str, Process] = {}
+        self.retired: list[Process] = []
+        self.polls: list[Poll] = []
+        self.in_flight: dict[tuple[str, int], Poll] = {}  # (incarnation, project)
+        self.killed: set[str] = set()
+        self.projects: dict[int, ProjectSpec] = {}
+        self.spans: list[Span] = []
+        self.durable = c.DurableState()
+        self.saved_epoch = 0
+        self.stopping = False
+        self.slow_ms = 200
+        self.removal_tokens: dict[int, int] = {}
+        self.removed_for_good: dict[int, int | None] = {}  # when the removal was confirmed
+        self.log: list[str] = []
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = 0
+        self._incarnations = 0
+        self._arrival: dict[tuple[str, str], int] = {}
+        self._routes: dict[bytes, Process] = {}
+        self.max_in_flight_seen = 0
+        self.limit_before = 0
+        for n in range(projects):
+            self.add_project(n + 1, interval_ms=self.random.choice([1_000, 1_000, 2_000, 5_000]))
+        self.run_for(self.random.randrange(3_000))
+        self.start("coordinator")
+        self.start("writer")
+        for name in self.names:
+            self.start(name)
+        self.after(500, self._supervise)
+
+    # ---- virtual time -------------------------------------------------------------------------------------------
+
+    def after(self, delay_ms: int, action: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._queue, (self.now + max(0, delay_ms), self._order, action))
+
+    def run_for(self, duration_ms: int) -> None:
+        end = self.now + duration_ms
+        while self._queue and self._queue[0][0] <= end:
+            at, _, action = heapq.heappop(self._queue)
+            self.now = max(self.now, at)
+            action()
+        self.now = end
+
+    def run_until(self, condition: Callable[[], bool], limit_ms: int, what: str) -> None:
+        end = self.now + limit_ms
+        while not condition():
+            assert self.now < end, f"not within {limit_ms} ms of virtual time: {what}"
+            self.run_for(50)
+
+    # ---- processes ----------------------------------------------------------------------------------------------
+
+    def start(self, name: str) -> None:
+        self._incarnations += 1
+        process = Process(name, f"{name}#{self._incarnations}")
+        self.processes[name] = process
+        if name == "coordinator":
+            process.core = CoordinatorCore(
+                max_concurrent_http=self.slots,
+                max_per_host=0,
+                workers_wanted=len(self.names),
+                run_id="run",
+                restored=self.durable,
+                now_ms=self.now,
+            )
+            process.core.epoch = max(process.core.epoch, self.saved_epoch)
+            self.after(self.random.randrange(50), lambda: self._load(process))
+            self._save_state(process)
+        elif name == "writer":
+            process.core = writer_core.WriterCore(now_ms=self.now)
+            self._writer_beat(process)
+        else:
+            process.core = WorkerCore(
+                name=name,
+                incarnation=process.incarnation,
+                pid=self._incarnations,
+                stream_id=f"{self._incarnations:08x}-0000-7000-8000-000000000000",
+                grace_ms=30_000,
+                now_ms=self.now,
+            )
+            self._beat(process)
+        self._tell_coordinator_as_supervisor(ProcessStarted(name, process.incarnation, self._incarnations))
+        self._arm(process)
+
+    def kill(self, name: str, *, restart_ms: int | None = None) -> None:
+        """SIGKILL: at once, wherever it is.  The supervisor notices and starts it again."""
+        process = self.processes.get(name)
+        if process is None or not process.alive:
+            return
+        process.alive = False
+        self.killed.add(process.incarnation)
+        for key in [key for key in self.in_flight if key[0] == process.incarnation]:
+            del self.in_flight[key]
+        self.log.append(f"{self.now - EPOCH_MS} kill {process.incarnation}")
+        restarting = not self.stopping and (name in self.names or name in ("coordinator", "writer"))
+        self._tell_coordinator_as_supervisor(ProcessExited(name, process.incarnation, -9, restarting))
+        delay = self.random.randrange(100, 800) if restart_ms is None else restart_ms
+        self.after(delay, lambda: self._restart(name, process))
+
+    def _restart(self, name: str, old: Process) -> None:
+        wanted = not self.stopping and (name in self.names or name in ("coordinator", "writer"))
+        if wanted and self.processes.get(name) is old:
+            self.start(name)
+
+    def freeze(self, name: str) -> None:
+        """SIGSTOP."""
+        self.log.append(f"{self.now - EPOCH_MS} freeze {name}")
+        self.processes[name].frozen = True
+
+    def thaw(self, name: str) -> None:
+        process = self.processes[name]
+        if process.frozen:
+            process.frozen = False
+            stalled, process.stalled = process.stalled, []
+            for action in stalled:
+                action()
+            self._arm(process)
+
+    def step(self, process: Process, event: Any) -> None:
+        if not process.alive:
+            return
+        if process.frozen:
+            process.stalled.append(lambda: self.step(process, event))
+            return
+        self._perform(process, process.core.handle(event, self.now))
+
+    def _arm(self, process: Process) -> None:
+        due = process.core.next_timer()
+        if due is None or (process.wake_at is not None and process.wake_at <= max(due, self.now)):
+            return
+        wake_at = process.wake_at = max(due, self.now)
+
+        def wake() -> None:
+            if process.wake_at != wake_at:
+                return
+            process.wake_at = None
+            if process.alive and not process.frozen:
+                self._perform(process, process.core.handle_timer(self.now))
+
+        self.after(wake_at - self.now, wake)
+
+    def _perform(self, process: Process, effects: list[Any]) -> None:
+        if hasattr(process.core, "check") and self.random.random() < 0.05:
+            process.core.check()
+        for effect in effects:
+            if process.alive:
+                self._effect(process, effect)
+        if process.alive:
+            self._arm(process)
+
+    # ---- effects ------------------------------------------------------------------------------------------------
+
+    def _effect(self, process: Process, effect: Any) -> None:
+        match effect:
+            case w.StartPolls(polls):
+                for poll in polls:
+                    self._start_poll(process, poll)
+            case w.TellCoordinator(message):
+                self._client_send(process, "coordinator", control.encode(message), control.decode_to_coordinator)
+            case w.TellWriter(body):
+                self._client_send(process, "writer", body, results.decode_to_writer)
+            case w.AbortPolls():
+                mine = [key for key in self.in_flight if key[0] == process.incarnation]
+                for key in mine:
+                    del self.in_flight[key]
+                self.after(0, lambda: self.step(process, w.PollsAborted([project_id for _, project_id in mine])))
+            case w.Exit(status, _):
+                process.alive = False
+                self.retired.append(process)
+                self._tell_coordinator_as_supervisor(ProcessExited(process.name, process.incarnation, status, False))
+                if process.name in self.names and not self.stopping:
+                    self.after(10, lambda: self._restart(process.name, process))
+            case c.Send(peer, message):
+                self._server_send(process, peer, control.encode(message))
+            case c.SaveEpoch(epoch):
+                assert epoch > self.saved_epoch, "epochs must rise"
+                self.saved_epoch = epoch
+            case c.ConfirmChange(token):
+                self.removed_for_good[self.removal_tokens[token]] = self.now
+            case c.JournalProjects() | c.WriteLog():
+                pass
+            case wr.Send(peer, message):
+                self._server_send(process, peer, results.encode(message))
+            case wr.LoadLedger(stream_ids):
+                self.after(self.random.randrange(1, 5), lambda: self._load_ledger(process, stream_ids))
+            case wr.CommitFlush(flush):
+                self.after(self.random.randrange(1, 30), lambda: self._commit(process, flush))
+            case wr.Finish(uncommitted):
+                assert uncommitted == 0
+                process.alive = False
+            case wr.MarkEnded() | wr.WriteLog():
+                pass
+            case _:
+                raise AssertionError(effect)
+
+    # ---- network ------------------------------------------------------------------------------------------------
+
+    def _client_send(self, process: Process, server: str, body: bytes, decode: Callable[[bytes], Any]) -> None:
+        target = self.processes.get(server)
+        if target is None or not target.alive:
+            return  # it is queued for nobody: the peer's successor never sees it
+        peer = process.peers.get(target.incarnation)
+        if peer is None:
+            peer = process.peers[target.incarnation] = f"{process.incarnation}>{target.incarnation}".encode()
+            self._routes[peer] = process
+        message = decode(body)
+        event = c.MessageReceived(peer, message) if server == "coordinator" else wr.MessageReceived(peer, message, len(body))
+        self._deliver(process.incarnation, target, event)
+
+    def _server_send(self, process: Process, peer: bytes, body: bytes) -> None:
+        target = self._routes.get(peer)
+        if peer == b"supervisor":
+            message = control.decode_to_supervisor(body)
+            self.after(self._latency(process.incarnation, "supervisor"), lambda: self._supervisor_hears(process, message))
+        elif target is not None and target.alive:
+            if process.name == "coordinator":
+                event: Any = w.CoordinatorSaid(control.decode_to_worker(body))
+            else:
+                event = w.WriterSaid(results.decode_from_writer(body))
+            self._deliver(process.incarnation, target, event)
+
+    def _latency(self, sender: str, receiver: str) -> int:
+        """Random, but in order: a ZeroMQ connection does not overtake itself."""
+        at = self.now + self.random.randint(0, self.faults.delay_max_ms)
+        at = max(at, self._arrival.get((sender, receiver), 0))
+        self._arrival[sender, receiver] = at
+        return at - self.now
+
+    def _deliver(self, sender: str, target: Process, event: Any) -> None:
+        if self.random.random() < self.faults.loss:
+            return
+        for _ in range(2 if self.random.random() < self.faults.repeat else 1):
+            self.after(self._latency(sender, target.incarnation), lambda: self.step(target, event))
+
+    # ---- the supervisor -----------------------------------------------------------------------------------------
+
+    def _tell_coordinator_as_supervisor(self, message: Any) -> None:
+        coordinator = self.processes.get("coordinator")
+        if coordinator is not None and coordinator.alive:
+            event = c.MessageReceived(b"supervisor", control.decode_to_coordinator(control.encode(message)))
+            self.after(self._latency("supervisor", coordinator.incarnation), lambda: self.step(coordinator, event))
+
+    def _supervise(self) -> None:
+        alive = [
+            ProcessAlive(process.name, process.incarnation, 1)
+            for process in self.processes.values()
+            if process.alive and process.name != "coordinator"
+        ]
+        self._tell_coordinator_as_supervisor(SupervisorHello(1, "run", len(self.names), alive, self.stopping))
+        self.after(1_000, self._supervise)
+
+    def _supervisor_hears(self, sender: Process, message: Any) -> None:
+        if sender is not self.processes.get("coordinator"):
+            return
+        match message:
+            case SetWorkers(names):
+                self.names = list(names)
+                for name in names:
+                    process = self.processes.get(name)
+                    if (process is None or (not process.alive and process in self.retired)) and not self.stopping:
+                        self.start(name)
+            case KillProcess(name, incarnation):
+                process = self.processes.get(name)
+                if process is not None and process.incarnation == incarnation:
+                    self.kill(name)
+            case CoordinatorHeartbeat():
+                pass
+
+    # ---- coordinator's shell ------------------------------------------------------------------------------------
+
+    def record(self, spec: ProjectSpec) -> c.ProjectRecord:
+        return c.ProjectRecord(spec.id, 1000 / spec.interval_ms, encode_spec(spec))
+
+    def _load(self, process: Process) -> None:
+        records = [self.record(spec) for spec in self.projects.values()]
+        horizon = min((mark or 0 for mark in self.durable.marks), default=0)
+        ended = [
+            EndedSpan(span.project_id, span.since, span.until, span.interval_ms)
+            for span in self.spans
+            if span.until is not None and span.until > horizon
+        ]
+        self.step(process, c.ProjectsChanged(records, [], initial=True, ended=ended))
+        self.step(process, c.LoadFinished())
+
+    def _save_state(self, process: Process) -> None:
+        if process.alive:
+            if not process.frozen:
+                self.durable = process.core.durable(self.now)
+            self.after(1_000, lambda: self._save_state(process))
+
+    def reload(self) -> None:
+        """A full reload, as after a notification that said so."""
+        process = self.processes["coordinator"]
+        if not process.alive or process.frozen or process.core.phase == "loading":
+            return
+        known = process.core.project_ids()
+        removed = [
+            RemovedProject(pid, max(span.until or self.now for span in self.spans if span.project_id == pid))
+            for pid in known - set(self.projects)
+        ]
+        self.step(process, c.ProjectsChanged([self.record(s) for s in self.projects.values()], removed))
+
+    # ---- worker's and writer's shells ---------------------------------------------------------------------------
+
+    def _beat(self, process: Process) -> None:
+        if process.alive:
+            if not process.frozen:
+                self.step(process, w.HeartbeatDue(w.Vitals()))
+            self.after(1_000, lambda: self._beat(process))
+
+    def _writer_beat(self, process: Process) -> None:
+        if not process.alive:
+            return
+        if not process.frozen:
+            view = process.core.view(self.now)
+            beat = WriterHeartbeat(process.incarnation, 1, view.state, view.rows_written)
+            self._client_send(process, "coordinator", control.encode(beat), control.decode_to_coordinator)
+        self.after(1_000, lambda: self._writer_beat(process))
+
+    def _load_ledger(self, process: Process, stream_ids: list[str]) -> None:
+        if not self.faults.database_up:
+            self.step(process, wr.DatabaseFailed("retry", "the database is away"))
+        else:
+            self.step(process, wr.LedgerLoaded({sid: self.database.ledger.get(sid, 0) for sid in stream_ids}))
+
+    def _commit(self, process: Process, flush: wr.Flush) -> None:
+        if not self.faults.database_up:
+            self.step(process, wr.DatabaseFailed("retry", "the database is away"))
+            return
+        lost_answer = self.faults.loss > 0 and self.random.random() < 0.05
+        written, duplicates = self.database.commit(flush)
+        if lost_answer:  # committed, but nobody was told
+            self.step(process, wr.DatabaseFailed("retry", "connection lost"))
+            return
+        positions = {part.stream_id: self.database.ledger[part.stream_id] for part in flush.parts}
+        self.step(process, wr.FlushCommitted(flush.flush_id, positions, written, duplicates))
+
+    # ---- the target ---------------------------------------------------------------------------------------------
+
+    def _start_poll(self, process: Process, start: w.PollStart) -> None:
+        poll = Poll(process.name, process.incarnation, start.spec.id, start.scheduled_at_ms, start.trigger, self.now)
+        assert (process.incarnation, start.spec.id) not in self.in_flight
+        others = [p for (_, pid), p in self.in_flight.items() if pid == start.spec.id]
+        assert not others, f"{start.spec.id} is in flight twice: {others[0]} and {poll}"
+        assert len(self.in_flight) < self.limit_now(), f"{len(self.in_flight)} in flight already, limit {self.limit_now()}"
+        if start.spec.id in self.removed_for_good:
+            token_at = self.removed_for_good[start.spec.id]
+            assert token_at is None or self.now < token_at, f"project {start.spec.id} polled after its removal"
+        self.in_flight[process.incarnation, start.spec.id] = poll
+        self.max_in_flight_seen = max(self.max_in_flight_seen, len(self.in_flight))
+        self.polls.append(poll)
+        slow = self.random.random() < 0.05
+        duration = self.random.randint(1, self.slow_ms * (10 if slow else 1))
+        duration = min(duration, start.spec.timeout_ms)
+        self.after(duration, lambda: self._finish_poll(process, start, poll))
+
+    def _finish_poll(self, process: Process, start: w.PollStart, poll: Poll) -> None:
+        if not process.alive or self.in_flight.get((process.incarnation, start.spec.id)) is not poll:
+            return
+        if process.frozen:
+            process.stalled.append(lambda: self._finish_poll(process, start, poll))
+            return
+        del self.in_flight[process.incarnation, start.spec.id]
+        poll.ended = self.now
+        result = PollResult(
+            start.spec.id, start.scheduled_at_ms, poll.started * 1000, start.trigger, "success", 200,
+            float(self.now - poll.started), None, None, None, None, None, None, None, 0, None, None, start.epoch,
+        )  # fmt: skip
+        self.step(process, w.PollsFinished([result]))
+
+    def limit_now(self) -> int:
+        """The limit, or the former one while a lower limit has not been reached everywhere."""
+        core = self.processes["coordinator"].core
+        if core.slices.total == self.slots and core.phase == "running" and core.slices.in_force() <= self.slots:
+            self.limit_before = 0
+        return max(self.slots, self.limit_before)
+
+    # ---- projects -----------------------------------------------------------------------------------------------
+
+    def add_project(self, project_id: int, *, interval_ms: int) -> None:
+        since = self.now
+        self.projects[project_id] = ProjectSpec(
+            project_id, f"http://host-{project_id % 3}/", interval_ms, since, timeout_ms=5_000
+        )
+        self.spans.append(Span(project_id, since, None, interval_ms))
+
+    def remove_project(self, project_id: int) -> RemovedProject:
+        del self.projects[project_id]
+        for span in self.spans:
+            if span.project_id == project_id and span.until is None:
+                span.until = self.now
+        self.removed_for_good[project_id] = None
+        return RemovedProject(project_id, self.now)
+
+    def change_interval(self, project_id: int, interval_ms: int) -> None:
+        old = self.projects[project_id]
+        if old.interval_ms == interval_ms:
+            return
+        for span in self.spans:
+            if span.project_id == project_id and span.until is None:
+                span.until = self.now
+        self.projects[project_id] = ProjectSpec(project_id, old.url, interval_ms, self.now, timeout_ms=5_000)
+        self.spans.append(Span(project_id, self.now, None, interval_ms))
+
+    # ---- requests, as the admin socket makes them ---------------------------------------------------------------
+
+    def request(self, event: Any) -> None:
+        """Refused while no coordinator answers, like a client's request."""
+        process = self.processes["coordinator"]
+        if process.alive and not process.frozen and process.core.phase == "running":
+            self.step(process, event)
+            self.durable = process.core.durable(self.now)
+
+    def scale(self, *, workers: int | None = None, slots: int | None = None) -> None:
+        process = self.processes["coordinator"]
+        if process.alive and not process.frozen and process.core.phase == "running":
+            if slots is not None:
+                self.limit_before = max(self.limit_before, self.slots)
+                self.slots = slots
+            self.request(c.ScaleRequested(workers, slots))
+
+    def add_by_request(self, project_id: int, interval_ms: int) -> None:
+        self.add_project(project_id, interval_ms=interval_ms)
+        self.request(c.ProjectsChanged([self.record(self.projects[project_id])], []))
+
+    def remove_by_request(self, project_id: int) -> None:
+        removed = self.remove_project(project_id)
+        token = len(self.removal_tokens) + 1
+        self.removal_tokens[token] = project_id
+        self.request(c.ProjectsChanged([], [removed], token=token))
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def shut_down(self) -> None:
+        """As `cluster down` does it."""
+        self.stopping = True
+        self._tell_coordinator_as_supervisor(SupervisorStopping())
+        self.run_for(20)
+        workers = [p for name, p in self.processes.items() if name.startswith("worker") and p.alive]
+        for process in workers:
+            self.thaw(process.name)
+            self.step(process, w.StopRequested())
+        self.run_until(lambda: not any(p.alive for p in workers), 70_000, "all workers end")
+        self.run_for(100)
+        self.step(self.processes["writer"], wr.StopRequested(10_000))
+        self.run_until(lambda: not self.processes["writer"].alive, 15_000, "the writer ends")
+
+
+def due_ticks(span: Span, horizon: int) -> list[int]:
+    end = min(span.until if span.until is not None else horizon, horizon)
+    phase = phase_ms(span.project_id, span.interval_ms)
+    first = first_tick_from(span.since, phase, span.interval_ms)
+    return list(range(first, end, span.interval_ms))
+
+
+def check_law(world: World, horizon: int) -> dict[str, int]:
+    """Ticks due = rows + missed, each once.  Ticks polled by a process that was killed may be lost with its memory."""
+    rows: defaultdict[int, set[int]] = defaultdict(set)
+    for (pid, at), row in world.database.rows.items():
+        if row.trigger == "tick":
+            rows[pid].add(at)
+    missed: defaultdict[int, list[int]] = defaultdict(list)
+    for entry in world.database.missed:
+        missed[entry.project_id] += range(entry.first_tick_ms, entry.last_tick_ms + 1, entry.interval_ms)
+    polled_by_killed = {(p.project_id, p.at) for p in world.polls if p.incarnation in world.killed}
+    for pid, ticks in missed.items():
+        assert len(ticks) == len(set(ticks)), f"project {pid}: missed ranges overlap"
+    due_total = lost = 0
+    for span in world.spans:
+        for tick in due_ticks(span, horizon):
+            due_total += 1
+            in_rows = tick in rows[span.project_id]
+            in_missed = tick in missed[span.project_id]
+            assert not (in_rows and in_missed), (
+                f"project {span.project_id}: tick {tick} is polled and missed: {_story(world, span.project_id, tick)}"
+            )
+            if not in_rows and not in_missed:
+                assert (span.project_id, tick) in polled_by_killed, (
+                    f"project {span.project_id}: tick {tick} unexplained; {span}: {_story(world, span.project_id, tick)}"
+                )
+                lost += 1
+    return {"due": due_total, "rows": len(world.database.rows), "missed": sum(map(len, missed.values())), "lost": lost}
+
+
+def _story(world: World, project_id: int, tick: int) -> str:
+    polls = [p for p in world.polls if p.project_id == project_id and abs(p.at - tick) < 3_000]
+    missed = [
+        m
+        for m in world.database.missed
+        if m.project_id == project_id and m.first_tick_ms - 3_000 < tick < m.last_tick_ms + 3_000
+    ]
+    return f"{polls} {missed}"
+
+
+def check_polled_once(world: World) -> None:
+    """A tick is polled twice only when the first who polled it was killed."""
+    seen: dict[tuple[int, int, str], Poll] = {}
+    for poll in world.polls:
+        key = (poll.project_id, poll.at, poll.trigger)
+        before = seen.get(key)
+        assert before is None or before.incarnation in world.killed, f"polled twice: {before} and {poll}"
+        seen[key] = poll
+
+
+__all__ = ["Batch", "World", "check_law", "check_polled_once"]

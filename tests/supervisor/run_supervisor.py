@@ -1,0 +1,29 @@
+"""``python run_supervisor.py [--demo]``: a supervisor like that of `cluster up`, but its roles are fake_role.py."""
+
+import os
+import sys
+from pathlib import Path
+
+from cluster import config
+from cluster.errors import ClusterError
+from cluster.supervisor.service import supervise
+
+FAKE_ROLE = Path(__file__).with_name("fake_role.py")
+
+
+def fake(role, name):
+    return [sys.executable, str(FAKE_ROLE), role, name]
+
+
+try:
+    sys.exit(
+        supervise(
+            config.load({}, os.environ),
+            demo="--demo" in sys.argv,
+            announce=lambda line: print(line, flush=True),
+            command=fake,
+        )
+    )
+except ClusterError as error:
+    sys.stderr.write(f"Error: {error}\n")
+    sys.exit(int(error.exit_code))

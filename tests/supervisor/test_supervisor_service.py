@@ -1,0 +1,207 @@
+"""The supervisor as a real process with real children that are fake roles."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from cluster.supervisor.lock import find_holder
+
+
+def test_up_and_down(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    holder = find_holder(cluster.data_dir / "run")
+    assert holder.pid == cluster.process.pid
+    assert holder.http == cluster.environ["CLUSTER_HTTP"]
+    assert sorted(cluster.running()) == ["coordinator", "worker-1", "worker-2", "writer"]
+    hello = cluster.wait(lambda: cluster.heard("supervisor_hello"), "a hello")[-1]
+    assert sorted(each[0] for each in hello["alive"]) == ["worker-1", "worker-2", "writer"]
+    assert cluster.end() == 0
+    stopped = cluster.stopped()
+    assert sorted(stopped[:2]) == ["worker-1", "worker-2"]
+    assert stopped[2:] == ["writer", "coordinator"]
+    cluster.assert_nothing_left()
+    assert cluster.heard("supervisor_stopping")
+
+
+def test_what_runs_and_what_to_type_next_is_said(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    said = cluster.out_file.read_text()
+    assert f"http://{cluster.environ['CLUSTER_HTTP']}/status" in said
+    assert str(cluster.data_dir) in said
+    assert "cluster add https://example.org --interval 30s\n" in said
+    assert "postgres:" not in said
+    assert cluster.end() == 0
+
+
+def test_lines_of_children_carry_their_role_and_pid(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    hello = cluster.wait(lambda: cluster.messages("hello from worker-1"), "its line")[0]
+    assert hello["role"] == "worker-1"
+    assert hello["pid"] == cluster.running()["worker-1"]
+    assert hello["answer"] == 42
+    assert cluster.end(signal.SIGINT) == 0
+
+
+def test_a_killed_worker_is_back_within_a_second(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    pid = cluster.running()["worker-1"]
+    killed_at = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    cluster.wait(lambda: cluster.running().get("worker-1", pid) != pid, "the next worker-1")
+    assert time.monotonic() - killed_at < 5  # a start of Python on a busy machine; the decision itself takes none
+    exited = cluster.wait(lambda: cluster.heard("process_exited"), "word of its end")[0]
+    assert (exited["name"], exited["exit_status"], exited["restarting"]) == ("worker-1", -9, True)
+    assert len(cluster.running()) == 4
+    assert cluster.end() == 0
+    cluster.assert_nothing_left()
+
+
+def test_a_killed_coordinator_is_started_again_and_told_who_is_alive(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    os.kill(cluster.running()["coordinator"], signal.SIGKILL)
+    cluster.wait(lambda: len(cluster.started("coordinator")) == 2, "the next coordinator")
+    heard = len(cluster.heard("supervisor_hello"))
+    hello = cluster.wait(lambda: cluster.heard("supervisor_hello")[heard:], "a hello to it")[0]
+    assert len(hello["alive"]) == 3
+    assert cluster.end() == 0
+    cluster.assert_nothing_left()
+
+
+def test_the_coordinator_may_kill_and_resize(make_cluster):
+    wishes = [
+        "garbage",
+        {"type": "set_workers", "names": ["worker-1", "worker-2", "worker-3"]},
+        {"type": "kill_process", "name": "worker-1"},
+    ]
+    cluster = make_cluster(FAKE_TELL=json.dumps(wishes)).up().wait_until_up()
+    cluster.wait(lambda: "worker-3" in cluster.running(), "worker-3")
+    cluster.wait(lambda: len(cluster.started("worker-1")) == 2, "the next worker-1")
+    assert cluster.messages("killing worker-1: it hangs")
+    assert cluster.messages("malformed message from the coordinator")
+    assert cluster.end() == 0
+    cluster.assert_nothing_left()
+
+
+def test_the_second_signal_forces(make_cluster):
+    cluster = make_cluster(FAKE_DEAF="worker").up().wait_until_up()
+    cluster.process.send_signal(signal.SIGINT)
+    cluster.wait(lambda: cluster.messages("stopping: SIGINT"), "the stop")
+    assert find_holder(cluster.data_dir / "run").stopping
+    assert cluster.end(signal.SIGINT) == 1
+    assert "Error: stopped by force" in cluster.log_file.read_text()
+    cluster.assert_nothing_left()
+
+
+def test_a_worker_that_could_not_commit_makes_the_exit_status_one(make_cluster):
+    cluster = make_cluster(FAKE_STATUS="1").up().wait_until_up()
+    assert cluster.end() == 1
+    assert "ended with status 1 while stopping" in cluster.log_file.read_text().splitlines()[-1]
+    cluster.assert_nothing_left()
+
+
+@pytest.mark.parametrize("name", ["coordinator", "writer"])
+def test_a_role_that_cannot_run_as_configured_ends_up_with_its_line(make_cluster, name):
+    cluster = make_cluster(FAKE_BAD_CONFIGURATION=name).up()
+    assert cluster.process.wait(30) == 1
+    assert cluster.log_file.read_text().splitlines()[-1] == f"Error: {name} cannot be like that; do it otherwise"
+    cluster.assert_nothing_left()
+
+
+def test_a_traceback_is_passed_on(make_cluster):
+    cluster = make_cluster(FAKE_CRASH="writer").up()
+    assert cluster.process.wait(60) == 1
+    assert cluster.log_file.read_text().splitlines()[-1] == "Error: RuntimeError: broken on purpose"
+    assert cluster.messages("broken on purpose")[0]["role"] == "writer"
+    cluster.assert_nothing_left()
+
+
+def test_a_second_up_is_refused(make_cluster):
+    cluster = make_cluster().up().wait_until_up()
+    second = make_cluster()
+    second.log_file = second.data_dir / "log2"
+    second.up()
+    assert second.process.wait(30) == 1
+    (line,) = second.log_file.read_text().splitlines()
+    assert line.startswith(f"Error: a cluster is already running on {cluster.data_dir} (pid {cluster.process.pid}")
+    assert cluster.end() == 0
+
+
+def test_a_port_in_use_is_refused(make_cluster):
+    cluster = make_cluster()
+    host, port = cluster.environ["CLUSTER_HTTP"].split(":")
+    with socket.create_server((host, int(port))):
+        cluster.up()
+        assert cluster.process.wait(30) == 1
+    line = cluster.log_file.read_text().splitlines()[-1]
+    assert line.startswith(f"Error: cannot listen on http://{host}:{port}: Address already in use")
+    cluster.assert_nothing_left()
+
+
+def test_an_unreachable_database_is_refused_and_with_known_projects_waited_for(make_cluster):
+    cluster = make_cluster(DATABASE_URL="postgresql://someone:secret@127.0.0.1:1/nowhere").up()
+    assert cluster.process.wait(30) == 1
+    line = cluster.log_file.read_text().splitlines()[-1]
+    assert line.startswith("Error: cannot reach the database")
+    assert "secret" not in cluster.log_file.read_text()
+    (cluster.data_dir / "coordinator").mkdir()
+    (cluster.data_dir / "coordinator" / "projects.journal").touch()
+    cluster.up().wait_until_up()
+    assert cluster.messages("starting with the projects known from the last run")
+    assert cluster.end() == 0
+    assert "secret" not in cluster.log_file.read_text() + cluster.out_file.read_text()
+
+
+def test_a_path_too_long_for_a_socket_is_refused(make_cluster):
+    cluster = make_cluster()
+    deep = cluster.data_dir / ("x" * 120)
+    cluster.environ["CLUSTER_DATA_DIR"] = str(deep)
+    cluster.up()
+    assert cluster.process.wait(30) == 1
+    assert "choose a shorter --data-dir" in cluster.log_file.read_text().splitlines()[-1]
+
+
+def test_orphans_of_a_killed_supervisor_end_and_the_next_one_waits_for_them(make_cluster):
+    cluster = make_cluster(FAKE_SLOW="worker", FAKE_SLOW_S="1.5").up().wait_until_up()
+    (cluster.data_dir / "run" / "results.sock").touch()
+    cluster.process.kill()
+    cluster.process.wait()
+    cluster.environ["FAKE_SLOW"] = ""
+    cluster.up()
+    cluster.wait(lambda: cluster.messages("waiting for processes of an earlier run to end"), "the wait")
+    cluster.wait(lambda: len(cluster.started("worker-1")) == 2, "the next worker-1")
+    order = [f"{what} {name}" for what, name, _, _ in cluster.entries() if name == "worker-1"]
+    assert order == ["start worker-1", "stop worker-1", "start worker-1"]
+    assert not (cluster.data_dir / "run" / "results.sock").exists()
+    assert cluster.end() == 0
+    cluster.assert_nothing_left()
+
+
+def test_systemd_is_told(make_cluster, data_dir):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as service_manager:
+        service_manager.bind(str(data_dir / "notify"))
+        service_manager.settimeout(30)
+        cluster = make_cluster(NOTIFY_SOCKET=str(data_dir / "notify")).up()
+        assert service_manager.recv(1_000).startswith(b"READY=1\nSTATUS=polling 3 projects")
+        assert cluster.end() == 0
+        assert service_manager.recv(1_000) == b"STOPPING=1"
+
+
+def test_the_embedded_database_runs_is_revived_and_stopped(make_cluster):
+    cluster = make_cluster()
+    del cluster.environ["DATABASE_URL"]
+    cluster.up().wait_until_up()
+    pid_file = cluster.data_dir / "postgres" / "data" / "postmaster.pid"
+    pid = int(pid_file.read_text().splitlines()[0])
+    assert find_holder(cluster.data_dir / "run").embedded
+    os.kill(pid, signal.SIGQUIT)
+    cluster.wait(lambda: cluster.messages("embedded PostgreSQL has ended"), "the notice")
+    cluster.wait(
+        lambda: pid_file.exists() and int((pid_file.read_text().splitlines() or [pid])[0]) != pid, "the next server"
+    )
+    assert cluster.end() == 0
+    assert not pid_file.exists()
+    cluster.assert_nothing_left()

@@ -1,0 +1,326 @@
+"""A worker's decisions: composed of ``ticker`` (when), ``outbox`` (results), ``missed`` and ``link`` (the coordinator).
+
+Pure (see cluster/core.py).  It stops in three steps: nothing new is started (``draining``), then everything found is
+committed (``flushing``), then ``Exit``.  While the coordinator is away it keeps polling what it holds.
+"""
+
+from typing import Literal
+
+from cluster.messages.control import (
+    Cut,
+    Grant,
+    Heartbeat,
+    HeldPartition,
+    Hello,
+    Leaving,
+    Limits,
+    PartitionGrant,
+    Released,
+    Remove,
+    Reset,
+    Retire,
+    Revoke,
+    Settle,
+    Settled,
+    SliceReached,
+    SnapshotEnd,
+    ToWorker,
+    Upsert,
+    WhoAreYou,
+    WorkerStats,
+)
+from cluster.messages.results import PollResult
+from cluster.project import ProjectSpec
+from worker.events import (
+    AbortPolls,
+    CoordinatorSaid,
+    Effect,
+    Event,
+    Exit,
+    HeartbeatDue,
+    PollsAborted,
+    PollsFinished,
+    StartPolls,
+    StopRequested,
+    TellCoordinator,
+    TellWriter,
+    Vitals,
+    WriterSaid,
+)
+from worker.link import HELLO_AGAIN_MS, CoordinatorLink, Verdict
+from worker.missed import MissedLog
+from worker.outbox import Mark, Outbox
+from worker.ticker import Ticker
+
+COMMIT_MAX_MS = 30_000  # at a stop, for the writer to commit what was found
+
+
+class WorkerCore:
+    def __init__(self, *, name: str, incarnation: str, pid: int, stream_id: str, grace_ms: int, now_ms: int) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self.stream_id = stream_id
+        self.phase: Literal["polling", "draining", "flushing", "ended"] = "polling"
+        self.missed = MissedLog()
+        self.ticker = Ticker(self.missed)
+        self.outbox = Outbox(stream_id, name, incarnation, now_ms)
+        self.link = CoordinatorLink(now_ms)
+        self._pid = pid
+        self._grace_ms = grace_ms
+        self._unconfirmed: set[int] = set()  # held before the snapshot, not (yet) granted in it
+        self._parts: dict[int, list[ProjectSpec]] = {}  # large partitions, arriving in parts
+        self._cuts: dict[int, Cut] = {}  # the last cut of each partition given up, for a coordinator that asks again
+        self._limits: Limits | None = None  # the newest, while its slice is not in force
+        self._deadline_ms: int | None = None
+        self._aborting = False
+        self._stopped_at_ms = 0
+        self._executed = 0
+        self._by_status = {"success": 0, "failure": 0, "unknown": 0}
+        self._vitals = Vitals()
+
+    # ---- the core's interface -------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        match event:
+            case PollsFinished(results):
+                effects += self._on_finished(results, now_ms)
+            case CoordinatorSaid(message):
+                self.ticker.advance_without_starting(now_ms)
+                effects += self._on_coordinator(message, now_ms)
+                self.ticker.start_waiting(now_ms)
+            case WriterSaid(message):
+                effects += [TellWriter(body) for body in self.outbox.handle(message, now_ms)]
+            case HeartbeatDue(vitals):
+                self._vitals = vitals
+                effects += self._heartbeat(now_ms)
+            case PollsAborted(project_ids):
+                self.ticker.aborted(project_ids, now_ms)
+            case StopRequested():
+                self._begin_stop(now_ms)
+        return effects + self._after(now_ms)
+
+    def next_timer(self) -> int | None:
+        times = [
+            self.ticker.next_due(),
+            self.outbox.next_timer(),
+            None if self.link.introduced or self.phase == "ended" else self.link.hello_at_ms,
+            self._deadline_ms,
+        ]
+        return min((time for time in times if time is not None), default=None)
+
+    def handle_timer(self, now_ms: int) -> list[Effect]:
+        self.ticker.advance(now_ms)
+        effects: list[Effect] = [TellWriter(body) for body in self.outbox.handle_timer(now_ms)]
+        if not self.link.introduced and now_ms >= self.link.hello_at_ms:
+            effects.append(self._say_hello(now_ms))
+        return effects + self._after(now_ms)
+
+    def _after(self, now_ms: int) -> list[Effect]:
+        """What follows from any step: polls that may start, a slice that is reached, the next step of a stop."""
+        effects: list[Effect] = []
+        if self.ticker.held_back != self.outbox.full:
+            self.ticker.held_back = self.outbox.full
+            self.ticker.start_waiting(now_ms)
+        if self.ticker.starts:
+            effects.append(StartPolls(self.ticker.starts))
+            self.ticker.starts = []
+        limits = self._limits
+        if limits is not None and len(self.ticker.flights) <= limits.slice:
+            self._limits = None
+            effects.append(TellCoordinator(SliceReached(limits.session, limits.seq, limits.slice)))
+        if self.phase in ("draining", "flushing"):
+            effects += self._continue_stop(now_ms)
+        return effects
+
+    # ---- polls ----------------------------------------------------------------------------------------------------
+
+    def _on_finished(self, results: list[PollResult], now_ms: int) -> list[Effect]:
+        self._executed += len(results)
+        for result in results:
+            self._by_status[result.status] += 1
+        moved = self.ticker.finished([result.project_id for result in results], now_ms)
+        effects: list[Effect] = [TellWriter(body) for body in self.outbox.add(results, [], now_ms)]
+        if moved:
+            effects.append(TellCoordinator(Settled(moved)))
+        return effects
+
+    def _heartbeat(self, now_ms: int) -> list[Effect]:
+        self.ticker.advance(now_ms)
+        bodies = self.outbox.add([], self.missed.take(now_ms), now_ms)
+        lagging = self.ticker.outstanding()
+        for partition, tick in self.missed.unreported().items():
+            lagging[partition] = min(tick, lagging.get(partition, tick))
+        at_ms = self._stopped_at_ms or now_ms
+        oldest_ms = min([at_ms + 1, *lagging.values()])
+        held = {partition: tick for partition, tick in lagging.items() if partition in self.ticker.partitions}
+        bodies += self.outbox.mark(Mark(self.link.session, self.link.seq, at_ms, oldest_ms, held), now_ms)
+        effects: list[Effect] = [TellWriter(body) for body in bodies]
+        if self.link.introduced:
+            mark = self.outbox.committed_mark or Mark(0, 0, 0, now_ms, {})
+            beat = Heartbeat(
+                incarnation=self.incarnation,
+                session=mark.session,
+                seq=mark.seq,
+                stats=self.stats(),
+                committed_at_ms=mark.at_ms,
+                oldest_ms=mark.oldest_ms,
+                lagging=mark.lagging,
+            )
+            effects.append(TellCoordinator(beat))
+        return effects
+
+    def stats(self) -> WorkerStats:
+        vitals = self._vitals
+        return WorkerStats(
+            executed=self._executed,
+            success=self._by_status["success"],
+            failure=self._by_status["failure"],
+            unknown=self._by_status["unknown"],
+            missed=dict(self.missed.ticks),
+            active_http=len(self.ticker.flights),
+            queue_depth=self.ticker.waiting,
+            projects=self.ticker.count,
+            unacked_results=self.outbox.unacked_records,
+            lateness_counts=vitals.lateness_counts,
+            lateness_p50_ms=vitals.lateness_p50_ms,
+            lateness_p99_ms=vitals.lateness_p99_ms,
+            lateness_max_ms=vitals.lateness_max_ms,
+            loop_lag_ms=vitals.loop_lag_ms,
+            rss_bytes=vitals.rss_bytes,
+        )
+
+    # ---- the coordinator ------------------------------------------------------------------------------------------
+
+    def _say_hello(self, now_ms: int) -> Effect:
+        self.link.hello_at_ms = now_ms + HELLO_AGAIN_MS
+        held = [HeldPartition(index, held.epoch) for index, held in self.ticker.partitions.items()]
+        slice_ = max(self.ticker.slice, len(self.ticker.flights))
+        draining = self.phase != "polling"
+        hello = Hello(self.name, self.incarnation, self._pid, self.stream_id, slice_, held, draining)
+        return TellCoordinator(hello)
+
+    def _on_coordinator(self, message: ToWorker, now_ms: int) -> list[Effect]:
+        match message:
+            case WhoAreYou():
+                return [self._say_hello(now_ms)]
+            case Retire():
+                if not self.ticker.partitions:
+                    self._begin_stop(now_ms)
+                return []
+            case _:
+                pass
+        epoch = None if isinstance(message, SnapshotEnd | Limits | Settle) else message.epoch
+        verdict = self.link.accept(message, message.session, message.seq, epoch)
+        effects: list[Effect] = []
+        if verdict is Verdict.APPLY:
+            effects += self._apply(message, now_ms)
+        return effects + [TellCoordinator(answer) for answer in self.link.answer(verdict, now_ms)]
+
+    def _apply(
+        self, message: Reset | Grant | SnapshotEnd | Revoke | Upsert | Remove | Limits | Settle, now_ms: int
+    ) -> list[Effect]:
+        match message:
+            case Reset():
+                self._unconfirmed = set(self.ticker.partitions)
+                self._parts.clear()
+                self._limits = None
+            case Grant(partitions=grants):
+                for grant in grants:
+                    self._on_grant(grant, message.epoch, now_ms)
+            case SnapshotEnd():
+                given_up = sorted(self._unconfirmed)
+                self._unconfirmed = set()
+                return self._release(given_up, now_ms)
+            case Revoke(partitions=indices):
+                return self._release(indices, now_ms)
+            case Upsert(projects=specs, immediate=immediate):
+                first_polls = set(immediate)
+                for spec in specs:
+                    self.ticker.upsert(spec, spec.id in first_polls, now_ms)
+            case Remove(projects=removed):
+                for entry in removed:
+                    self.ticker.remove(entry.project_id, entry.until_ms, now_ms)
+            case Limits(slice=slice_, max_per_host=per_host):
+                self.ticker.limit(slice_, per_host, now_ms)
+                self._limits = message
+            case Settle(project_ids=project_ids):
+                self.ticker.settle(project_ids, now_ms)
+        return []
+
+    def _on_grant(self, grant: PartitionGrant, epoch: int, now_ms: int) -> None:
+        specs = self._parts.pop(grant.partition, [])
+        specs += grant.projects
+        if not grant.last:
+            self._parts[grant.partition] = specs
+            return
+        self._unconfirmed.discard(grant.partition)
+        self._cuts.pop(grant.partition, None)
+        self.ticker.grant(
+            grant.partition,
+            epoch,
+            grant.resume_after_ms,
+            grant.reason,
+            specs,
+            grant.waiting,
+            grant.busy,
+            grant.immediate,
+            grant.ended,
+            now_ms,
+        )
+
+    def _release(self, indices: list[int], now_ms: int) -> list[Effect]:
+        if not indices:
+            return []
+        cuts = []
+        for index in indices:
+            cut = self.ticker.revoke(index, now_ms) or self._cuts.get(index) or Cut(index, 0, None)
+            self._unconfirmed.discard(index)
+            self._cuts[index] = cut
+            cuts.append(cut)
+        return [TellCoordinator(Released(self.link.session, cuts))]
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def _begin_stop(self, now_ms: int) -> None:
+        if self.phase != "polling":
+            return
+        self.phase = "draining"
+        self.ticker.stop(now_ms)
+        self._stopped_at_ms = now_ms
+        self._deadline_ms = now_ms + self._grace_ms
+
+    def _continue_stop(self, now_ms: int) -> list[Effect]:
+        effects: list[Effect] = []
+        overdue = self._deadline_ms is not None and now_ms >= self._deadline_ms
+        if self.phase == "draining":
+            if self.ticker.flights:
+                if overdue and not self._aborting:
+                    self._aborting = True
+                    effects.append(AbortPolls())
+                return effects
+            self.phase = "flushing"
+            self._deadline_ms = now_ms + COMMIT_MAX_MS
+            bodies = self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
+            bodies += self.outbox.mark(self._final_mark(), now_ms)
+            effects += [TellWriter(body) for body in bodies]
+            overdue = False
+        if self.outbox.empty:
+            self.phase = "ended"
+            self._deadline_ms = None
+            effects.append(TellWriter(self.outbox.end()))
+            effects.append(TellCoordinator(Leaving(self.incarnation, self.stats(), self._stopped_at_ms)))
+            effects.append(Exit(0, f"stopped after {self._executed} polls"))
+        elif overdue:
+            self.phase = "ended"
+            self._deadline_ms = None
+            left = self.outbox.unacked_records
+            effects.append(Exit(1, f"{left} results could not be committed within {COMMIT_MAX_MS // 1000} s and are lost"))
+        return effects
+
+    def _final_mark(self) -> Mark:
+        return Mark(self.link.session, self.link.seq, self._stopped_at_ms, self._stopped_at_ms + 1, {})
+
+    def check(self) -> None:
+        """Invariants, for tests and simulation."""
+        self.ticker.check()

@@ -1,0 +1,181 @@
+"""One HTTP/1.1 connection on aiohttp's response protocol, and the idle ones that wait for their next request.
+
+A ``Connection`` adds to aiohttp's parser and flow control what a result must say exactly: when the request's last byte
+left, when the first byte of the answer came, and how the connection ended.  It is written to directly; aiohttp's
+session, its header defaults, retries and redirects take no part.
+
+``IdlePool`` is a plain data structure with limits: how many wait, how long, how old.  It opens nothing.
+"""
+
+import asyncio
+import time
+from typing import cast
+
+from aiohttp import ClientPayloadError
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+
+from worker.probe.request import Origin
+
+HEAD_LINE_MAX_BYTES = 65_536
+HEAD_HEADERS_MAX = 1_000
+HEAD_MAX_BYTES = 262_144  # informational answers included
+
+IDLE_S = 65.0
+IDLE_MAX = 2_000
+AGE_MAX_S = 300.0  # then the host's name is looked up again
+
+
+class Connection(ResponseHandler):
+    """Made by ``loop.create_connection``; ``opened_at`` is when it could carry a request (monotonic seconds)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> None:
+        super().__init__(loop)
+        self.origin = origin
+        self.opened_at = 0.0
+        self.remote_address: str | None = None
+        self.began_at = 0.0
+        self.sent_at: float | None = None
+        self.first_byte_at: float | None = None
+        self.lost = False
+        self.lost_error: BaseException | None = None
+        self.fault: str | None = None  # why what came is not HTTP
+        self._head_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.origin}{' lost' if self.lost else ''}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.opened_at = time.monotonic()
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self.remote_address = str(peer[0])
+        # The protocol is told when the last byte has left.  TLS transports compare with >=, so zero would always pause.
+        high = 1 if transport.get_extra_info("sslcontext") is not None else 0
+        cast("asyncio.Transport", transport).set_write_buffer_limits(high=high, low=0)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost = True
+        self.lost_error = exc
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.first_byte_at is None and data:
+            self.first_byte_at = time.monotonic()
+        super().data_received(data)
+        if self._payload is None and not self.lost:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES and self.transport is not None:
+                self.set_exception(HttpProcessingError(message=f"a head of more than {HEAD_MAX_BYTES} bytes"))
+                self.transport.abort()
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        payload = self._payload
+        if exc_cause is None:
+            super().set_exception(exc)
+        else:
+            super().set_exception(exc, exc_cause)
+        if isinstance(exc, HttpProcessingError):
+            self.fault = _fault(exc, exc_cause)
+            if payload is not None and not payload.is_eof():
+                # A parse error in a later packet would otherwise never reach the reader of the body.
+                payload.set_exception(ClientPayloadError(self.fault), exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.sent_at is None:
+            self.sent_at = time.monotonic()
+
+    def send(self, wire: bytes, *, without_body: bool) -> None:
+        """Begin an exchange: ``wire`` is the whole request; ``without_body``: its answer has none (HEAD)."""
+        self.sent_at = None
+        self.first_byte_at = None
+        self._head_bytes = 0
+        self._payload = None
+        self.began_at = time.monotonic()
+        if self.lost:  # already: reading says how
+            return
+        self.set_response_params(
+            skip_payload=without_body,
+            read_until_eof=True,
+            auto_decompress=False,
+            max_line_size=HEAD_LINE_MAX_BYTES,
+            max_field_size=HEAD_LINE_MAX_BYTES,
+            max_headers=HEAD_HEADERS_MAX,
+        )
+        if self.transport is None:  # what the peer had sent before being asked was no HTTP
+            return
+        self.transport.write(wire)
+        if not self.writing_paused:
+            self.sent_at = time.monotonic()
+
+    def reusable(self) -> bool:
+        return self.is_connected() and not self.should_close
+
+    def discard(self) -> None:
+        """Close without ceremony."""
+        self.abort()
+
+
+def _fault(error: HttpProcessingError, cause: BaseException | None) -> str:
+    if isinstance(cause, LineTooLong):
+        return f"a line of more than {HEAD_LINE_MAX_BYTES} bytes"
+    return error.message.partition("\n")[0].rstrip(":").lower() or "malformed"
+
+
+class IdlePool:
+    """Connections between two requests, the most recently used first in line.  Time is an argument (monotonic s)."""
+
+    def __init__(self, idle_max: int = IDLE_MAX, idle_s: float = IDLE_S, age_max_s: float = AGE_MAX_S) -> None:
+        self._idle_max = idle_max
+        self._idle_s = idle_s
+        self._age_max_s = age_max_s
+        self._by_origin: dict[Origin, list[Connection]] = {}
+        self._since: dict[Connection, float] = {}  # in the order in which they became idle
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def take(self, origin: Origin, now: float) -> Connection | None:
+        waiting = self._by_origin.get(origin)
+        while waiting:
+            connection = waiting.pop()
+            del self._since[connection]
+            if not waiting:
+                del self._by_origin[origin]
+            if connection.reusable() and now - connection.opened_at < self._age_max_s:
+                return connection
+            connection.discard()
+        return None
+
+    def give(self, connection: Connection, now: float) -> None:
+        """Keep a connection whose exchange is complete; over the limit, the one idle longest goes."""
+        if not connection.reusable() or now - connection.opened_at >= self._age_max_s or self._idle_max == 0:
+            connection.discard()
+            return
+        if len(self._since) >= self._idle_max:
+            self._drop(next(iter(self._since)))
+        self._by_origin.setdefault(connection.origin, []).append(connection)
+        self._since[connection] = now
+
+    def expire(self, now: float) -> None:
+        """Close those idle for too long, and forget those their peer has closed."""
+        for connection, since in list(self._since.items()):
+            if now - since >= self._idle_s or not connection.reusable():
+                self._drop(connection)
+
+    def drain(self) -> list[Connection]:
+        """Take out all that wait."""
+        waiting = list(self._since)
+        self._since.clear()
+        self._by_origin.clear()
+        return waiting
+
+    def _drop(self, connection: Connection) -> None:
+        del self._since[connection]
+        waiting = self._by_origin[connection.origin]
+        waiting.remove(connection)
+        if not waiting:
+            del self._by_origin[connection.origin]
+        connection.discard()

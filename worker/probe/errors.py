@@ -1,0 +1,148 @@
+"""The error codes of a poll, what each means, and how the exceptions of libraries become one of them.
+
+A code is for programs, a message for people: it names the host, what was being done, and the fact, in one printable
+line of at most ``MESSAGE_MAX`` characters, and is never just an exception's own text.  Which error number is which
+code is a table; nothing here matches on texts.
+"""
+
+import errno
+import os
+import socket
+import ssl
+from typing import Literal, get_args
+
+ErrorCode = Literal[
+    "dns",
+    "connect_refused",
+    "connect_unreachable",
+    "connect_timeout",
+    "tls_verify",
+    "tls_other",
+    "read_timeout",
+    "total_timeout",
+    "closed",
+    "reset",
+    "protocol",
+    "too_many_redirects",
+    "body_limit",
+    "status_mismatch",
+    "invalid_request",
+    "local",
+]
+
+ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
+
+MEANINGS: dict[ErrorCode, str] = {
+    "dns": "the host's name could not be resolved, or not in time",
+    "connect_refused": "nothing listens on that port",
+    "connect_unreachable": "there is no way to the host",
+    "connect_timeout": "the time-out passed while connecting, TLS handshake included",
+    "tls_verify": "the certificate is not one to trust for this host",
+    "tls_other": "the TLS handshake or the encrypted connection failed in another way",
+    "read_timeout": "the request was sent and the time-out passed before the answer was complete",
+    "total_timeout": "the time-out passed over several redirects, or before the request was sent",
+    "closed": "the peer closed the connection before the answer was complete",
+    "reset": "the peer reset the connection",
+    "protocol": "what came back is not a valid HTTP answer, or redirects to where HTTP can't follow",
+    "too_many_redirects": "more redirects than are followed",
+    "body_limit": "the body was longer than is read, and without its end nothing can be said",
+    "status_mismatch": "a complete answer, with a status that is not expected",
+    "invalid_request": "the project's fields can't be made into a request",
+    "local": "this machine could not make the poll; it says nothing about the target (status unknown)",
+}
+
+MESSAGE_MAX = 500
+
+_LOCAL = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EADDRNOTAVAIL,
+    errno.EADDRINUSE,
+    errno.EACCES,
+    errno.EPERM,
+)
+_RESET = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
+
+_BY_ERRNO_CONNECTING: dict[int | None, ErrorCode] = {
+    **dict.fromkeys(_LOCAL, "local"),
+    **dict.fromkeys(_RESET, "reset"),
+    errno.ECONNREFUSED: "connect_refused",
+    errno.ETIMEDOUT: "connect_timeout",
+}
+_BY_ERRNO_EXCHANGING: dict[int | None, ErrorCode] = {
+    errno.ENOBUFS: "local",
+    errno.ENOMEM: "local",
+    errno.ETIMEDOUT: "read_timeout",
+    errno.EHOSTUNREACH: "connect_unreachable",
+    errno.ENETUNREACH: "connect_unreachable",
+}
+_LOCAL_LOOKUP = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+
+
+class ProbeError(Exception):
+    """One poll can't go on: ``code`` for programs, ``message`` for people."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code: ErrorCode = code
+        self.message = printable(message)
+
+
+def printable(text: str) -> str:
+    """One line of at most MESSAGE_MAX characters, whatever a server put into it."""
+    line = " ".join(text[: 4 * MESSAGE_MAX].split())
+    if not line.isprintable():
+        line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= MESSAGE_MAX else line[: MESSAGE_MAX - 3] + "..."
+
+
+def reason(error: OSError) -> str:
+    """The system's words for an error number, or that there were several."""
+    if error.errno is None:
+        return "several addresses, each failing in its own way"
+    return f"{os.strerror(error.errno).lower()} ({errno.errorcode.get(error.errno, error.errno)})"
+
+
+def from_lookup(error: OSError, host: str) -> ProbeError:
+    """A failed ``getaddrinfo``."""
+    if isinstance(error, socket.gaierror) and error.errno not in _LOCAL_LOOKUP:
+        return ProbeError("dns", f"looking up {host}: {(error.strerror or 'no answer').lower()}")
+    return ProbeError("local", f"looking up {host} failed on this machine: {error.strerror or 'no reason given'}")
+
+
+def from_connect(error: OSError, peer: str) -> ProbeError:
+    """A failed TCP connect."""
+    code = _BY_ERRNO_CONNECTING.get(error.errno, "connect_unreachable")
+    if code == "local":
+        return ProbeError(code, f"this machine can't connect to {peer}: {reason(error)}")
+    return ProbeError(code, f"connecting to {peer}: {reason(error)}")
+
+
+def from_handshake(error: OSError, peer: str) -> ProbeError:
+    """A TLS handshake that did not succeed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ProbeError("tls_verify", f"certificate of {peer} not accepted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError):
+        return ProbeError("tls_other", f"TLS handshake with {peer}: {_ssl_reason(error)}")
+    if error.errno is None:
+        return ProbeError("tls_other", f"TLS handshake with {peer}: the peer closed the connection")
+    code = _BY_ERRNO_EXCHANGING.get(error.errno, "reset")
+    return ProbeError(
+        "connect_timeout" if code == "read_timeout" else code, f"TLS handshake with {peer}: {reason(error)}"
+    )
+
+
+def from_lost(error: BaseException | None, peer: str, doing: str) -> ProbeError:
+    """A connection that ended during an exchange; ``error`` is None for a clean close."""
+    if isinstance(error, ssl.SSLError):
+        return ProbeError("tls_other", f"TLS with {peer} failed {doing}: {_ssl_reason(error)}")
+    if isinstance(error, OSError) and error.errno is not None:
+        code = _BY_ERRNO_EXCHANGING.get(error.errno, "reset")
+        return ProbeError(code, f"connection to {peer} lost {doing}: {reason(error)}")
+    return ProbeError("closed", f"{peer} closed the connection {doing}")
+
+
+def _ssl_reason(error: ssl.SSLError) -> str:
+    return (error.reason or "failed without a reason").replace("_", " ").lower()

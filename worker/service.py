@@ -1,0 +1,240 @@
+"""The worker's process: sockets, prober, heartbeat.  It performs what ``core`` decides and decides nothing.
+
+Finished polls are gathered for the rest of the loop's turn and handed to the core together.  The heartbeat runs in
+this loop: if it stops polling, it stops proving itself.
+"""
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from functools import partial
+from typing import Any
+
+import msgspec
+import psutil
+import zmq
+
+from cluster.channel import Channel
+from cluster.clock import Clock
+from cluster.driver import Driver
+from cluster.messages import control, results
+from cluster.messages.results import PollResult
+from cluster.runtime import RoleContext
+from cluster.sockets import connect_dealer
+from worker.core import WorkerCore
+from worker.events import (
+    AbortPolls,
+    CoordinatorSaid,
+    Effect,
+    Event,
+    Exit,
+    HeartbeatDue,
+    PollsAborted,
+    PollsFinished,
+    PollStart,
+    StartPolls,
+    StopRequested,
+    TellCoordinator,
+    TellWriter,
+    Vitals,
+    WriterSaid,
+)
+from worker.lateness import Lateness
+from worker.probe.aiohttp_engine import AiohttpProber
+from worker.probe.interface import ProbeOutcome, Prober
+
+HEARTBEAT_S = 1.0
+LAG_SAMPLE_S = 0.1
+LAST_WORDS_S = 0.2  # for the sockets to deliver what was sent last
+
+logger = logging.getLogger("worker")
+
+
+def stream_id() -> str:
+    """A UUIDv7: random, ordered by the time of its making."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10), "big") & ~(0xF << 76)
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+async def serve(context: RoleContext) -> int:
+    """Run until the core says ``Exit``."""
+    service = WorkerService(context)
+    try:
+        return await service.run()
+    finally:
+        await service.close()
+
+
+class WorkerService:
+    def __init__(self, context: RoleContext) -> None:
+        settings = context.settings
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._clock = Clock(jump=True)
+        self._core = WorkerCore(
+            name=settings.name,
+            incarnation=settings.incarnation,
+            pid=os.getpid(),
+            stream_id=stream_id(),
+            grace_ms=settings.grace_s * 1000,
+            now_ms=self._clock.now_ms(),
+        )
+        self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform)
+        self._prober: Prober = AiohttpProber(body_limit_bytes=settings.body_limit_bytes)
+        self._zmq = zmq.Context()
+        self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
+        self._writer = Channel(connect_dealer(self._zmq, settings.results), self._on_writer)
+        self._process = psutil.Process()
+        self._finished: list[PollResult] = []
+        self._in_flight: set[int] = set()
+        self._lateness = Lateness()
+        self._lag_s = 0.0
+        self._malformed = 0
+        self._exit: asyncio.Future[Exit] = self._loop.create_future()
+
+    async def run(self) -> int:
+        logger.info("starting")
+        self._driver.start()
+        self._sample_lag(self._loop.time())
+        self._beat()
+        stopping = asyncio.ensure_future(self._context.stopping.wait())
+        awaited: list[asyncio.Future[Any]] = [stopping, self._exit]
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not self._exit.done():
+            self._driver.submit(StopRequested())
+        end = await self._exit
+        self._driver.close()
+        logger.log(logging.ERROR if end.status else logging.INFO, end.text)
+        await asyncio.sleep(LAST_WORDS_S)
+        return end.status
+
+    async def close(self) -> None:
+        self._driver.close()
+        self._coordinator.close()
+        self._writer.close()
+        self._zmq.destroy(linger=0)
+        await self._prober.close(0.0)
+
+    # ---- effects --------------------------------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case StartPolls(polls):
+                for poll in polls:
+                    self._start(poll)
+            case TellWriter(body):
+                self._writer.send(body)  # what is not queued is sent again: the writer's credit bounds it
+            case TellCoordinator(message):
+                self._coordinator.send(control.encode(message))  # lost messages are asked for again
+            case AbortPolls():
+                self._abort()
+            case Exit():
+                if not self._exit.done():
+                    self._exit.set_result(effect)
+
+    def _start(self, poll: PollStart) -> None:
+        started_us = self._clock.now_us()
+        if poll.trigger == "tick":
+            self._lateness.add(max(0.0, started_us / 1000 - poll.scheduled_at_ms))
+        self._in_flight.add(poll.spec.id)
+        self._prober.start(poll.spec, partial(self._on_outcome, poll, started_us))
+
+    def _on_outcome(self, poll: PollStart, started_us: int, outcome: ProbeOutcome) -> None:
+        self._in_flight.discard(poll.spec.id)
+        if not self._finished:
+            self._loop.call_soon(self._flush)
+        self._finished.append(
+            PollResult(
+                poll.spec.id,
+                poll.scheduled_at_ms,
+                started_us,
+                poll.trigger,
+                outcome.status,
+                outcome.status_code,
+                outcome.response_time_ms,
+                outcome.error_code,
+                outcome.error_message,
+                outcome.dns_ms,
+                outcome.connect_ms,
+                outcome.tls_ms,
+                outcome.first_byte_ms,
+                outcome.transfer_ms,
+                outcome.size_bytes,
+                outcome.connection_reused,
+                outcome.remote_address,
+                poll.epoch,
+            )
+        )
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "polled project %d: %s %s %s",
+                poll.spec.id,
+                outcome.status,
+                outcome.status_code if outcome.status_code is not None else "-",
+                outcome.error_message or f"{outcome.response_time_ms or 0:.1f} ms",
+            )
+
+    def _flush(self) -> None:
+        finished, self._finished = self._finished, []
+        if finished:
+            self._driver.submit(PollsFinished(finished))
+
+    def _abort(self) -> None:
+        self._prober.cancel_all()
+        self._flush()
+        aborted = sorted(self._in_flight)
+        self._in_flight.clear()
+        logger.warning("%d polls were broken off at the end of the grace period", len(aborted))
+        self._driver.submit(PollsAborted(aborted))
+
+    # ---- messages -------------------------------------------------------------------------------------------------
+
+    def _on_coordinator(self, frames: list[bytes]) -> None:
+        try:
+            message = control.decode_to_worker(frames[0] if len(frames) == 1 else b"")
+        except msgspec.DecodeError as error:
+            self._reject("coordinator", error)
+        else:
+            self._driver.submit(CoordinatorSaid(message))
+
+    def _on_writer(self, frames: list[bytes]) -> None:
+        try:
+            message = results.decode_from_writer(frames[0] if len(frames) == 1 else b"")
+        except msgspec.DecodeError as error:
+            self._reject("writer", error)
+        else:
+            self._driver.submit(WriterSaid(message))
+
+    def _reject(self, sender: str, error: Exception) -> None:
+        self._malformed += 1
+        if self._malformed == 1 or self._malformed % 1_000 == 0:
+            logger.warning("malformed message from the %s (%d so far): %s", sender, self._malformed, error)
+
+    # ---- heartbeat ------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        if self._exit.done():
+            return
+        self._loop.call_later(HEARTBEAT_S, self._beat)
+        self._clock.follow()
+        recent = self._lateness.beat()
+        vitals = Vitals(
+            lateness_counts=list(self._lateness.total.counts),
+            lateness_p50_ms=recent.percentile(0.5),
+            lateness_p99_ms=recent.percentile(0.99),
+            lateness_max_ms=recent.max_ms,
+            loop_lag_ms=self._lag_s * 1000,
+            rss_bytes=self._process.memory_info().rss,
+        )
+        self._lag_s = 0.0
+        self._driver.submit(HeartbeatDue(vitals))
+
+    def _sample_lag(self, expected_s: float) -> None:
+        now_s = self._loop.time()
+        self._lag_s = max(self._lag_s, now_s - expected_s)
+        if not self._exit.done():
+            self._loop.call_later(LAG_SAMPLE_S, self._sample_lag, now_s + LAG_SAMPLE_S)

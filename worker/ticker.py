@@ -1,0 +1,563 @@
+"""When each project is polled: one heap of ticks, one line of waiting polls, no task or timer per project.
+
+Pure; every public method takes the time.  Polls to start collect in ``starts`` until the core takes them.
+
+- One poll in flight per project.  A tick that comes while it runs is missed(overrun).
+- Without a free slot a due tick waits.  When the project's following tick comes first, the older one is
+  missed(overload) and the newer takes over its place in the line, so a short interval does not starve.
+- A host at its limit holds back only its own polls (``HostGate``); a poll that was held back goes to the front of the
+  line when its host has room.
+- Ticks that passed while the loop stood still are missed(overload), but for the newest.
+- An immediate poll waits like a tick; a tick that comes while it waits or runs is missed(overrun).
+- The tick with which a new owner resumes may have been polled by an owner that died: if it is missed in the end, then
+  as missed(handover), a claim that the writer checks.
+
+It does not know of sockets, results or the writer.  Heap entries are integers, ``tick << SLOT_BITS | slot``; an entry
+whose tick is not its slot's next is stale and skipped.
+"""
+
+from collections import deque
+from heapq import heapify, heappop, heappush, heapreplace
+from urllib.parse import urlsplit
+
+from cluster.messages.control import BusyProject, Cut, EndedSpan, ResumeReason, TriggerName, WaitingPoll
+from cluster.messages.results import MissedReason
+from cluster.project import ProjectSpec
+from cluster.ticks import first_tick_from, last_tick_before, partition_of, phase_ms
+from worker.events import PollStart
+from worker.missed import MissedLog
+
+SLOT_BITS = 24
+_SLOT_MASK = (1 << SLOT_BITS) - 1
+STALE_SHARE_MAX = 0.5  # of the heap, before it is rebuilt
+BUSY_GRACE_MS = 1_000  # beyond its time-out, for a poll in flight at the former owner
+INTERVAL_CHANGE_TICKS_MAX = 10_000
+
+
+class HostGate:
+    """How many polls are in flight to one host:port, and who waits for room there."""
+
+    __slots__ = ("active", "host", "line", "projects")
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.active = 0
+        self.projects = 0
+        self.line: deque[Scheduled] = deque()
+
+
+class Scheduled:
+    """One project's place in the schedule."""
+
+    __slots__ = ("busy", "doubt_ms", "gate", "next_ms", "phase", "slot", "spec", "trigger", "waiting_ms")
+
+    def __init__(self, spec: ProjectSpec, gate: HostGate, slot: int) -> None:
+        self.spec = spec
+        self.gate = gate
+        self.slot = slot
+        self.phase = phase_ms(spec.id, spec.interval_ms)
+        self.next_ms = 0
+        self.doubt_ms = -1  # a tick that an earlier owner may have polled
+        self.waiting_ms = -1  # the instant of the poll that waits in a line; -1: none
+        self.trigger: TriggerName = "tick"
+        self.busy = False  # a poll is in flight, here or at the former owner
+
+
+class HeldPartition:
+    __slots__ = ("epoch", "projects")
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.projects: dict[int, Scheduled] = {}
+
+
+class Flight:
+    """A poll in flight; it outlives its project's place in the schedule."""
+
+    __slots__ = ("gate", "interval_ms", "partition", "released", "started_ms", "tick_ms", "timeout_ms", "trigger")
+
+    def __init__(self, scheduled: Scheduled, partition: int, now_ms: int) -> None:
+        self.gate = scheduled.gate
+        self.partition = partition
+        self.tick_ms = scheduled.waiting_ms
+        self.trigger = scheduled.trigger
+        self.interval_ms = scheduled.spec.interval_ms
+        self.timeout_ms = scheduled.spec.timeout_ms
+        self.started_ms = now_ms
+        self.released = False  # the new owner is to be told when it has finished
+
+
+def host_of(url: str) -> str:
+    """host:port in lower case; the whole URL where it can't be taken apart (its polls then fail one by one)."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.hostname}:{parts.port or (443 if parts.scheme.lower() == 'https' else 80)}"
+    except ValueError:
+        return url
+
+
+class Ticker:
+    def __init__(self, missed: MissedLog) -> None:
+        self.missed = missed
+        self.slice = 0
+        self.per_host = 0
+        self.held_back = False  # nothing is started: results can't be kept
+        self.stopped = False
+        self.partitions: dict[int, HeldPartition] = {}
+        self.flights: dict[int, Flight] = {}
+        self.starts: list[PollStart] = []
+        self.waiting = 0
+        self.count = 0
+        self._heap: list[int] = []
+        self._stale = 0
+        self._slots: list[Scheduled | None] = []
+        self._free: list[int] = []
+        self._line: deque[Scheduled] = deque()
+        self._gates: dict[str, HostGate] = {}
+        self._busy: list[tuple[int, int]] = []  # (until, project id) of polls in flight at the former owner
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def next_due(self) -> int | None:
+        if self.stopped:
+            return None
+        due = self._heap[0] >> SLOT_BITS if self._heap else None
+        if self._busy and (due is None or self._busy[0][0] < due):
+            due = self._busy[0][0]
+        return due
+
+    def advance(self, now_ms: int) -> None:
+        """Take every tick <= now, then start what may start."""
+        if self.stopped:
+            return
+        heap = self._heap
+        limit = (now_ms + 1) << SLOT_BITS
+        while heap and heap[0] < limit:
+            entry = heap[0]
+            scheduled = self._slots[entry & _SLOT_MASK]
+            tick = entry >> SLOT_BITS
+            if scheduled is None or scheduled.next_ms != tick:
+                heappop(heap)
+                self._stale -= 1
+                continue
+            interval_ms = scheduled.spec.interval_ms
+            newest = tick if now_ms - tick < interval_ms else last_tick_before(now_ms + 1, scheduled.phase, interval_ms)
+            scheduled.next_ms = newest + interval_ms
+            heapreplace(heap, scheduled.next_ms << SLOT_BITS | scheduled.slot)
+            if newest != tick:
+                self._miss(scheduled, tick, newest - interval_ms, "overload", now_ms)
+            self._due(scheduled, newest, now_ms)
+        while self._busy and self._busy[0][0] <= now_ms:
+            self._unbusy(heappop(self._busy)[1])
+        self.start_waiting(now_ms)
+
+    def start_waiting(self, now_ms: int) -> None:
+        line = self._line
+        while line and len(self.flights) < self.slice and not self.held_back and not self.stopped:
+            scheduled = line.popleft()
+            if scheduled.waiting_ms < 0:
+                continue  # it was removed, or moved
+            gate = scheduled.gate
+            if self.per_host and gate.active >= self.per_host:
+                gate.line.append(scheduled)
+            else:
+                self._start(scheduled, now_ms)
+
+    def finished(self, project_ids: list[int], now_ms: int) -> list[int]:
+        """Polls have ended.  Returns those whose projects belong to another worker by now."""
+        moved: list[int] = []
+        for project_id in project_ids:
+            flight = self.flights.pop(project_id)
+            gate = flight.gate
+            gate.active -= 1
+            self._forget_unused(gate)
+            while gate.line and (not self.per_host or gate.active < self.per_host):
+                scheduled = gate.line.popleft()
+                if scheduled.waiting_ms >= 0:
+                    self._line.appendleft(scheduled)
+                    break
+            if flight.released:
+                moved.append(project_id)
+            else:
+                self._unbusy(project_id)
+        self.start_waiting(now_ms)
+        return moved
+
+    def aborted(self, project_ids: list[int], now_ms: int) -> None:
+        """Polls were broken off without a result: their ticks are missed(down)."""
+        for project_id in project_ids:
+            flight = self.flights.pop(project_id)
+            flight.gate.active -= 1
+            self._forget_unused(flight.gate)
+            if flight.trigger == "tick":
+                tick = flight.tick_ms
+                self.missed.add(
+                    project_id, flight.partition, tick, tick, flight.interval_ms, "down", self._epoch(flight.partition), now_ms
+                )
+
+    def stop(self, now_ms: int) -> None:
+        """Start nothing any more; what waits is missed(down)."""
+        self.advance_without_starting(now_ms)
+        for held in self.partitions.values():
+            for scheduled in held.projects.values():
+                if scheduled.waiting_ms >= 0:
+                    if scheduled.trigger == "tick":
+                        self._miss(scheduled, scheduled.waiting_ms, scheduled.waiting_ms, "down", now_ms)
+                    self._leave_line(scheduled)
+        self.stopped = True
+
+    def advance_without_starting(self, now_ms: int) -> None:
+        """Take every tick <= now; what may not start waits."""
+        before, self.held_back = self.held_back, True
+        self.advance(now_ms)
+        self.held_back = before
+
+    # ---- what is to be polled -------------------------------------------------------------------------------------
+
+    def limit(self, slice_: int, per_host: int, now_ms: int) -> None:
+        self.slice = slice_
+        if per_host != self.per_host:
+            self.per_host = per_host
+            for gate in self._gates.values():
+                self._line.extendleft(reversed(gate.line))
+                gate.line.clear()
+        self.start_waiting(now_ms)
+
+    def grant(
+        self,
+        partition: int,
+        epoch: int,
+        resume_after_ms: int | None,
+        reason: ResumeReason,
+        specs: list[ProjectSpec],
+        waiting: list[WaitingPoll],
+        busy: list[BusyProject],
+        immediate: list[int],
+        ended: list[EndedSpan],
+        now_ms: int,
+    ) -> None:
+        """Take a partition over, or (one that is held already) take from the grant what changed."""
+        first_polls = set(immediate)
+        held = self.partitions.get(partition)
+        if held is not None:
+            held.epoch = epoch
+            known = {spec.id for spec in specs}
+            for project_id in [project_id for project_id in held.projects if project_id not in known]:
+                self.remove(project_id, now_ms, now_ms)
+            for spec in specs:
+                self.upsert(spec, spec.id not in held.projects, now_ms)
+            return
+        held = self.partitions[partition] = HeldPartition(epoch)
+        inherited = {entry.project_id: entry for entry in waiting}
+        busy_until = {entry.project_id: entry.until_ms for entry in busy}
+        for spec in specs:
+            scheduled = self._add(spec, held)
+            flight = self.flights.get(spec.id)
+            if flight is not None:
+                scheduled.busy = True
+                flight.released = False
+            elif busy_until.get(spec.id, 0) > now_ms:
+                scheduled.busy = True
+                heappush(self._busy, (busy_until[spec.id], spec.id))
+            before = inherited.pop(spec.id, None)
+            if before is not None and not scheduled.busy:
+                self._wait(scheduled, before.scheduled_at_ms, before.trigger)
+                if before.doubtful:
+                    scheduled.doubt_ms = before.scheduled_at_ms
+            self._resume(scheduled, resume_after_ms, reason, spec.id in first_polls, now_ms)
+        for span in ended:
+            self._account_ended(span, resume_after_ms, reason, epoch, now_ms)
+        for entry in inherited.values():  # it waited when its project ended
+            if entry.trigger == "tick":
+                tick = entry.scheduled_at_ms
+                why: MissedReason = "handover" if entry.doubtful else "paused"
+                self.missed.add(entry.project_id, partition, tick, tick, 1_000, why, epoch, now_ms)
+        self.start_waiting(now_ms)
+
+    def revoke(self, partition: int, now_ms: int) -> Cut | None:
+        """Give a partition up.  None when it isn't held."""
+        held = self.partitions.get(partition)
+        if held is None:
+            return None
+        self.advance_without_starting(now_ms)
+        waiting: list[WaitingPoll] = []
+        busy: list[BusyProject] = []
+        foreign = {project_id: until for until, project_id in self._busy}
+        for project_id, scheduled in held.projects.items():
+            if scheduled.waiting_ms >= 0:
+                doubtful = scheduled.waiting_ms == scheduled.doubt_ms
+                waiting.append(WaitingPoll(project_id, scheduled.waiting_ms, scheduled.trigger, doubtful))
+            flight = self.flights.get(project_id)
+            if flight is not None:
+                flight.released = True
+                busy.append(BusyProject(project_id, flight.started_ms + flight.timeout_ms + BUSY_GRACE_MS))
+            elif scheduled.busy and project_id in foreign:
+                busy.append(BusyProject(project_id, foreign[project_id]))
+            self._drop(scheduled)
+        del self.partitions[partition]
+        self._tidy()
+        self.start_waiting(now_ms)
+        return Cut(partition, held.epoch, now_ms, waiting, busy)
+
+    def upsert(self, spec: ProjectSpec, immediate: bool, now_ms: int) -> None:
+        """A project is new or has changed; ignored when its partition isn't held."""
+        held = self.partitions.get(partition_of(spec.id))
+        if held is None:
+            return
+        scheduled = held.projects.get(spec.id)
+        if scheduled is None:
+            scheduled = self._add(spec, held)
+            if spec.id in self.flights:  # removed and added again while its poll runs
+                scheduled.busy = True
+            self._resume(scheduled, spec.since_ms - 1, "handover", immediate, now_ms)
+        elif scheduled.spec != spec:
+            old, scheduled.spec = scheduled.spec, spec
+            self._change_gate(scheduled, old)
+            if old.interval_ms != spec.interval_ms or old.since_ms != spec.since_ms:
+                self._change_interval(scheduled, old, now_ms)
+        self.start_waiting(now_ms)
+
+    def remove(self, project_id: int, until_ms: int, now_ms: int) -> None:
+        """A project ended at ``until_ms``: what was due before and waits, or was not yet taken, is missed(paused)."""
+        held = self.partitions.get(partition_of(project_id))
+        scheduled = held.projects.pop(project_id, None) if held is not None else None
+        if scheduled is None:
+            return
+        first = scheduled.next_ms
+        if scheduled.waiting_ms >= 0 and scheduled.trigger == "tick" and scheduled.waiting_ms < until_ms:
+            self._miss(scheduled, scheduled.waiting_ms, scheduled.waiting_ms, "paused", now_ms)
+        if first < until_ms:
+            last = last_tick_before(until_ms, scheduled.phase, scheduled.spec.interval_ms)
+            self._miss(scheduled, first, last, "paused", now_ms)
+        self._drop(scheduled)
+        self._tidy()
+
+    def settle(self, project_ids: list[int], now_ms: int) -> None:
+        """Polls that were in flight at the former owner have ended."""
+        for project_id in project_ids:
+            if project_id not in self.flights:
+                self._unbusy(project_id)
+        self.start_waiting(now_ms)
+
+    def outstanding(self) -> dict[int, int]:
+        """Per partition, the oldest tick that was taken and has neither ended nor been counted missed."""
+        oldest: dict[int, int] = {}
+        for flight in self.flights.values():
+            known = oldest.get(flight.partition)
+            if known is None or flight.tick_ms < known:
+                oldest[flight.partition] = flight.tick_ms
+        if self.waiting:
+            for index, held in self.partitions.items():
+                for scheduled in held.projects.values():
+                    if 0 <= scheduled.waiting_ms < oldest.get(index, 1 << 62):
+                        oldest[index] = scheduled.waiting_ms
+        return oldest
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _epoch(self, partition: int) -> int:
+        held = self.partitions.get(partition)
+        return held.epoch if held is not None else 0
+
+    def _miss(
+        self,
+        scheduled: Scheduled,
+        first_ms: int,
+        last_ms: int,
+        reason: MissedReason,
+        now_ms: int,
+    ) -> None:
+        partition = partition_of(scheduled.spec.id)
+        doubtful = first_ms == last_ms == scheduled.doubt_ms and reason != "down"
+        self.missed.add(
+            scheduled.spec.id,
+            partition,
+            first_ms,
+            last_ms,
+            scheduled.spec.interval_ms,
+            "handover" if doubtful else reason,
+            self._epoch(partition),
+            now_ms,
+        )
+
+    def _due(self, scheduled: Scheduled, tick_ms: int, now_ms: int) -> None:
+        if scheduled.busy or (scheduled.waiting_ms >= 0 and scheduled.trigger != "tick"):
+            self._miss(scheduled, tick_ms, tick_ms, "overrun", now_ms)
+        elif scheduled.waiting_ms >= 0:
+            self._miss(scheduled, scheduled.waiting_ms, scheduled.waiting_ms, "overload", now_ms)
+            scheduled.waiting_ms = tick_ms
+        else:
+            self._wait(scheduled, tick_ms, "tick")
+
+    def _wait(self, scheduled: Scheduled, instant_ms: int, trigger: TriggerName) -> None:
+        assert scheduled.waiting_ms < 0
+        assert not scheduled.busy
+        scheduled.waiting_ms = instant_ms
+        scheduled.trigger = trigger
+        self.waiting += 1
+        self._line.append(scheduled)
+
+    def _leave_line(self, scheduled: Scheduled) -> None:
+        scheduled.waiting_ms = -1
+        self.waiting -= 1
+
+    def _start(self, scheduled: Scheduled, now_ms: int) -> None:
+        spec = scheduled.spec
+        partition = partition_of(spec.id)
+        self.flights[spec.id] = Flight(scheduled, partition, now_ms)
+        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, self._epoch(partition)))
+        scheduled.gate.active += 1
+        scheduled.busy = True
+        self._leave_line(scheduled)
+
+    def _unbusy(self, project_id: int) -> None:
+        held = self.partitions.get(partition_of(project_id))
+        scheduled = held.projects.get(project_id) if held is not None else None
+        if scheduled is not None and project_id not in self.flights:
+            scheduled.busy = False
+
+    def _resume(
+        self, scheduled: Scheduled, after_ms: int | None, reason: ResumeReason, immediate: bool, now_ms: int
+    ) -> None:
+        """Where a project that is new to this worker goes on: every tick <= after_ms is accounted for.
+
+        The newest tick that passed is due now; older ones are missed.  A project nobody ever polled (None) begins with
+        its next tick; an immediate poll takes the place of the ticks that passed.
+        """
+        spec = scheduled.spec
+        interval_ms = spec.interval_ms
+        start = spec.since_ms if after_ms is None else max(spec.since_ms, after_ms + 1)
+        first = first_tick_from(start, scheduled.phase, interval_ms)
+        if first > now_ms:
+            self._schedule(scheduled, first)
+            newest = None
+        else:
+            newest = last_tick_before(now_ms + 1, scheduled.phase, interval_ms)
+            self._schedule(scheduled, newest + interval_ms)
+        if immediate and scheduled.waiting_ms < 0 and not scheduled.busy:
+            if newest is not None:
+                self._miss(scheduled, first, newest, "overrun", now_ms)
+            on_a_tick = (now_ms - scheduled.phase) % interval_ms == 0
+            self._wait(scheduled, now_ms - 1 if on_a_tick else now_ms, "immediate")
+        elif newest is not None:
+            if after_ms is None:
+                self._miss(scheduled, first, newest, reason, now_ms)
+                return
+            if newest > first:
+                self._miss(scheduled, first, newest - interval_ms, reason, now_ms)
+            scheduled.doubt_ms = newest
+            self._due(scheduled, newest, now_ms)
+
+    def _account_ended(
+        self, span: EndedSpan, after_ms: int | None, reason: ResumeReason, epoch: int, now_ms: int
+    ) -> None:
+        phase = phase_ms(span.project_id, span.interval_ms)
+        start = span.since_ms if after_ms is None else max(span.since_ms, after_ms + 1)
+        first = first_tick_from(start, phase, span.interval_ms)
+        if first < span.until_ms:
+            last = last_tick_before(span.until_ms, phase, span.interval_ms)
+            partition = partition_of(span.project_id)
+            self.missed.add(span.project_id, partition, first, last, span.interval_ms, reason, epoch, now_ms)
+
+    def _change_interval(self, scheduled: Scheduled, old: ProjectSpec, now_ms: int) -> None:
+        """The span changed at ``since_ms``, a moment ago: ticks of the new grid since then that the old one didn't have."""
+        spec = scheduled.spec
+        old_phase, old_next = scheduled.phase, scheduled.next_ms
+        scheduled.phase = phase_ms(spec.id, spec.interval_ms)
+        first = first_tick_from(spec.since_ms, scheduled.phase, spec.interval_ms)
+        if old_next < spec.since_ms:  # due by the old grid, not yet taken
+            last = last_tick_before(spec.since_ms, old_phase, old.interval_ms)
+            partition = partition_of(spec.id)
+            self.missed.add(
+                spec.id, partition, old_next, last, old.interval_ms, "paused", self._epoch(partition), now_ms
+            )
+        waits_off_grid = (
+            scheduled.waiting_ms >= spec.since_ms
+            and scheduled.trigger == "tick"
+            and (scheduled.waiting_ms - scheduled.phase) % spec.interval_ms != 0
+        )
+        if waits_off_grid:
+            self._leave_line(scheduled)
+        upper = min(now_ms, first + spec.interval_ms * INTERVAL_CHANGE_TICKS_MAX)
+        pending = [
+            tick
+            for tick in range(first, upper + 1, spec.interval_ms)
+            if tick < old.since_ms or (tick - old_phase) % old.interval_ms != 0 or tick >= old_next
+        ]
+        following = first_tick_from(now_ms + 1, scheduled.phase, spec.interval_ms)
+        for tick in pending[:-1]:
+            self._miss(scheduled, tick, tick, "handover", now_ms)
+        if upper < now_ms:
+            skipped = first_tick_from(upper + 1, scheduled.phase, spec.interval_ms)
+            if skipped < following:
+                self._miss(scheduled, skipped, following - spec.interval_ms, "handover", now_ms)
+        self._schedule(scheduled, following)
+        if pending:
+            self._due(scheduled, pending[-1], now_ms)
+
+    def _schedule(self, scheduled: Scheduled, next_ms: int) -> None:
+        if scheduled.next_ms:
+            self._stale += 1
+        scheduled.next_ms = next_ms
+        heappush(self._heap, next_ms << SLOT_BITS | scheduled.slot)
+
+    def _add(self, spec: ProjectSpec, held: HeldPartition) -> Scheduled:
+        slot = self._free.pop() if self._free else len(self._slots)
+        assert slot <= _SLOT_MASK, "more projects than a worker can hold"
+        scheduled = Scheduled(spec, self._gate(spec.url), slot)
+        if slot == len(self._slots):
+            self._slots.append(scheduled)
+        else:
+            self._slots[slot] = scheduled
+        held.projects[spec.id] = scheduled
+        self.count += 1
+        return scheduled
+
+    def _drop(self, scheduled: Scheduled) -> None:
+        """Take a project out of every structure but its partition's dict."""
+        if scheduled.waiting_ms >= 0:
+            self._leave_line(scheduled)
+        if scheduled.next_ms:
+            self._stale += 1
+        self._slots[scheduled.slot] = None
+        self._free.append(scheduled.slot)
+        self._leave_gate(scheduled.gate)
+        self.count -= 1
+
+    def _tidy(self) -> None:
+        if self._stale > len(self._heap) * STALE_SHARE_MAX and self._stale > 1_000:
+            self._heap = [s.next_ms << SLOT_BITS | s.slot for s in self._slots if s is not None and s.next_ms]
+            heapify(self._heap)
+            self._stale = 0
+
+    def _gate(self, url: str) -> HostGate:
+        host = host_of(url)
+        gate = self._gates.get(host)
+        if gate is None:
+            gate = self._gates[host] = HostGate(host)
+        gate.projects += 1
+        return gate
+
+    def _leave_gate(self, gate: HostGate) -> None:
+        gate.projects -= 1
+        self._forget_unused(gate)
+
+    def _forget_unused(self, gate: HostGate) -> None:
+        if gate.projects == 0 and gate.active == 0:
+            self._gates.pop(gate.host, None)
+
+    def _change_gate(self, scheduled: Scheduled, old: ProjectSpec) -> None:
+        if scheduled.spec.url != old.url:
+            self._leave_gate(scheduled.gate)
+            scheduled.gate = self._gate(scheduled.spec.url)
+
+    def check(self) -> None:
+        """Invariants, for tests and simulation."""
+        everything = [s for held in self.partitions.values() for s in held.projects.values()]
+        assert self.count == len(everything)
+        assert self.waiting == sum(s.waiting_ms >= 0 for s in everything)
+        assert all(not (s.busy and s.waiting_ms >= 0) for s in everything)
+        assert self.stopped or len(self._heap) == len(everything) + self._stale, (len(self._heap), self._stale)
+        assert all(self._slots[s.slot] is s for s in everything)
+        active = sum(gate.active for gate in self._gates.values())
+        assert active <= len(self.flights)
