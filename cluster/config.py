@@ -31,11 +31,12 @@ PREFIX = "CLUSTER_"
 
 OptionKind = Literal["integer", "duration", "size", "choice", "path", "database_url", "address", "endpoint"]
 
-_DURATION = re.compile(r"(\d{1,9})(s|m|h|d)?")
+_DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _DURATION_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_SIZE = re.compile(r"(\d{1,12})\s*(B|KiB|MiB|GiB)?")
+_SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)?")
 _SIZE_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_INTEGER = re.compile(r"[+-]?\d{1,18}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 
 
@@ -252,7 +253,7 @@ def from_environ(environ: Mapping[str, str] | None = None, *, role: str = "") ->
     if name and not _NAME.fullmatch(name):
         raise InvalidInputError(f"{_ROLE_VARIABLES['name']} must be 1 to 63 letters, digits, '.', '_' or '-'")
     started = environ.get(_ROLE_VARIABLES["run_started_at_ms"], "0")
-    if not started.isdecimal():
+    if not _INTEGER.fullmatch(started):
         raise InvalidInputError(f"{_ROLE_VARIABLES['run_started_at_ms']} must be an integer, not {started!r}")
     return msgspec.structs.replace(
         settings,
@@ -363,7 +364,7 @@ def _is_database_url(text: str) -> bool:
 
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
-    return bool(_HOST.fullmatch(host)) and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65_535
+    return bool(_HOST.fullmatch(host) and _PORT.fullmatch(port)) and 1 <= int(port) <= 65_535
 
 
 def _is_endpoint(text: str) -> bool:

@@ -60,6 +60,10 @@ CLUSTER_SETTINGS: dict[str, object] = {
 }
 
 
+# Servers that this process started and others still use: kept, so that they are reaped when they have ended.
+_left_running: list[subprocess.Popen[bytes]] = []
+
+
 class _Account(TypedDict, total=False):
     """Under whom PostgreSQL's programs are started: arguments of Popen."""
 
@@ -142,6 +146,10 @@ class EmbeddedPostgres:
                 self._guard = None
             if last and self._listening():
                 self._shutdown()
+            if self._server is not None and self._server.poll() is None:
+                _left_running.append(self._server)  # others use it; a child of ours all the same
+                self._server = None
+            _left_running[:] = [each for each in _left_running if each.poll() is None]
 
     def running(self) -> bool:
         """Does the server take connections?"""

@@ -36,8 +36,8 @@ _CONTROL_BUT_TAB = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _URL_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\u3000]")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%25[A-Za-z0-9._~-]{1,16})?")
-_STATUS_PART = re.compile(r"([1-5])xx|([1-5]\d\d)(?:-([1-5]\d\d))?")
-_INTERVAL = re.compile(r"(\d{1,9})\s*(s|m|h|d|seconds?|minutes?|hours?|days?)?")
+_STATUS_PART = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
+_INTERVAL = re.compile(r"([0-9]{1,9})\s*(s|m|h|d|seconds?|minutes?|hours?|days?)?")
 _INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
     "s": (1, "seconds"),
     "m": (1, "minutes"),

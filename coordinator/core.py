@@ -169,7 +169,7 @@ class CoordinatorCore:
         self._ring: tuple[str, ...] = ()
         self._ring_dirty = False  # membership or the total changed: slices are to be split again
         self._immediate: defaultdict[int, set[int]] = defaultdict(set)  # partition -> ids whose first poll is unacked
-        self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> while nobody owned it
+        self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> not yet accounted for
         self._tokens: dict[int, int] = {}  # token -> acknowledgements outstanding
         self._revoking: set[int] = set()
         self._sessions = 0
@@ -237,6 +237,7 @@ class CoordinatorCore:
                 effects += self._share_slots(now_ms)
         if now_ms >= self._heartbeat_at_ms:
             self._heartbeat_at_ms = now_ms + HEARTBEAT_MS
+            self._forget_accounted()
             effects += self._heartbeat()
         return effects
 
@@ -352,15 +353,12 @@ class CoordinatorCore:
                         self._revoking.discard(cut.partition)
                         self._offer(cut.partition)
                 return effects + self._pump_all(now_ms) + self._retire_if_empty(member)
-            case Settled(project_ids):
-                for project_id in project_ids:
-                    partition = self.ownership.partitions[partition_of(project_id)]
-                    owner = self.members.get(partition.owner or "")
-                    if owner is not None and owner.link is not None and partition.granted_seq:
-                        owner.settles[project_id] = None
-                    elif partition.resume is not None and partition.resume.busy:
-                        still = [busy for busy in partition.resume.busy if busy.project_id != project_id]
-                        partition.resume = msgspec.structs.replace(partition.resume, busy=still)
+            case Settled(finished):
+                for entry in finished:
+                    index = self.ownership.settled(entry)
+                    owner = None if index is None else self._told_owner(self.ownership.partitions[index])
+                    if owner is not None:
+                        owner.settles[entry] = None
                 return self._pump_all(now_ms)
             case SliceReached(session, seq):
                 if member.link is not None and session == member.link.session and seq == member.limits_seq:
@@ -397,8 +395,10 @@ class CoordinatorCore:
         if member.link is not None:
             for entry in member.link.ack(session, seq, now_ms):
                 note: Note = entry.note
-                for partition, project_id in note.immediate:
-                    self._immediate[partition].discard(project_id)
+                for index in note.granted:
+                    self.ownership.grant_acked(index, member.name, entry.seq)
+                for index, project_id in note.immediate:
+                    self._immediate[index].discard(project_id)
                 effects += self._confirm(note.tokens)
         return effects + self._pump(member, now_ms)
 
@@ -798,7 +798,7 @@ class CoordinatorCore:
             stored.append(record)
             index, is_new = change
             if before is not None:
-                self._end_unowned(index, before, decode_spec(record.blob).since_ms)
+                self._end_span(index, before, decode_spec(record.blob).since_ms)
             partition = self.ownership.partitions[index]
             immediate = is_new and not event.initial
             if immediate:
@@ -825,7 +825,7 @@ class CoordinatorCore:
             elif partition.owner is not None:
                 waits.add(partition.owner)  # the snapshot it is about to get is without the project
             assert blob is not None
-            self._end_unowned(dropped_from, blob, removed.until_ms)
+            self._end_span(dropped_from, blob, removed.until_ms)
         effects: list[Effect] = []
         if stored or dropped:
             effects.append(JournalProjects(stored, dropped))
@@ -835,11 +835,19 @@ class CoordinatorCore:
             effects += self._pump(self.members[name], now_ms)
         return effects
 
-    def _end_unowned(self, index: int, blob: bytes, until_ms: int) -> None:
-        """A project ended, or its interval changed, while nobody owns its partition: the next owner accounts for it."""
+    def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
+        """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
         old = decode_spec(blob)
-        if self.ownership.partitions[index].owner is None and until_ms > old.since_ms:
+        if until_ms > old.since_ms:
             self._ended[index].append(EndedSpan(old.id, old.since_ms, until_ms, old.interval_ms))
+
+    def _forget_accounted(self) -> None:
+        for index in list(self._ended):
+            mark_ms = self.ownership.partitions[index].mark_ms
+            if mark_ms is not None:
+                self._ended[index] = [span for span in self._ended[index] if span.until_ms > mark_ms]
+            if not self._ended[index]:
+                del self._ended[index]
 
     def _told_owner(self, partition: Partition) -> Member | None:
         """The owner, if its grant was sent in the session that is open."""
@@ -938,13 +946,15 @@ class CoordinatorCore:
         effects: list[Effect] = []
         parts: list[WireGrant] = []
         immediate: list[tuple[int, int]] = []
+        granted: list[int] = []
         size = 0
 
         def flush() -> None:
-            nonlocal size, parts, immediate
+            nonlocal size, parts, immediate, granted
             message = WireGrants(link.session, link.number(), self.epoch, parts)
-            effects.append(Send(link.peer, link.push(message, Note(immediate=immediate), now_ms)))
-            parts, immediate, size = [], [], 0
+            note = Note(immediate=immediate, granted=granted)
+            effects.append(Send(link.peer, link.push(message, note, now_ms)))
+            parts, immediate, granted, size = [], [], [], 0
 
         for index in list(member.grants):
             del member.grants[index]
@@ -952,9 +962,7 @@ class CoordinatorCore:
             if partition.owner not in (None, member.name) or partition.wanted not in (None, member.name):
                 continue
             resume = partition.resume or Resume(partition.mark_ms, "handover")
-            ended = self._ended.pop(index, [])
-            if partition.owner is not None:
-                ended = []  # who holds it has seen it end
+            ended = self._ended.get(index, [])
             first_polls = sorted(self._immediate[index])
             chunk: list[msgspec.Raw] = []
             for blob in self.catalog.blobs(index):
@@ -971,12 +979,13 @@ class CoordinatorCore:
                     resume.reason,
                     chunk,
                     resume.waiting,
-                    resume.busy,
+                    self.ownership.still_busy(index, now_ms),
                     first_polls,
                     ended,
                 )
             )
             immediate += [(index, project_id) for project_id in first_polls]
+            granted.append(index)
             self.ownership.granted(index, member.name, self.epoch, link.number())
             self._revoking.discard(index)
             if len(parts) >= PARTITIONS_PER_GRANT or size >= BYTES_PER_MESSAGE:
@@ -1002,7 +1011,7 @@ class CoordinatorCore:
     def check(self) -> None:
         self.slices.check()
         for index, partition in enumerate(self.ownership.partitions):
-            assert (partition.owner is None) == (partition.resume is not None), (index, partition)
+            assert partition.owner is not None or partition.resume is not None, (index, partition)
             if partition.owner is not None and self.phase == "running":
                 assert partition.owner in self.members, (index, partition)
         for member in self.members.values():

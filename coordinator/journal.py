@@ -59,7 +59,11 @@ class FinishRebuild(msgspec.Struct, frozen=True):
     pass
 
 
-JournalWork = AppendFrames | BeginRebuild | FinishRebuild
+class AbandonRebuild(msgspec.Struct, frozen=True):
+    pass
+
+
+JournalWork = AppendFrames | BeginRebuild | FinishRebuild | AbandonRebuild
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(JournalFrame).decode
@@ -113,6 +117,13 @@ class ProjectJournal:
         assert self._rebuilding
         self._rebuilding = False
         self._put(FinishRebuild())
+
+    def abandon_rebuild(self) -> None:
+        """The reading failed; the next reload tries again."""
+        assert self._rebuilding
+        self._rebuilding = False
+        self._stale = True
+        self._put(AbandonRebuild())
 
     async def room(self) -> None:
         """Wait until a loader may hand over more."""
@@ -234,6 +245,8 @@ class _JournalFiles:
                         self._begin()
                     case FinishRebuild():
                         self._finish()
+                    case AbandonRebuild():
+                        self._abandon()
                     case _:
                         assert_never(work)
             except OSError as error:
@@ -285,6 +298,12 @@ class _JournalFiles:
             self._current.close()
         self._current, self._new = self._new, None
         self.records, self._new_records = self._new_records, 0
+
+    def _abandon(self) -> None:
+        if self._new is not None:
+            self._new.close()
+            self._new = None
+            self._new_path.unlink()
 
 
 def _bodies(records: list[ProjectRecord], removed: list[int]) -> Iterator[tuple[bytes, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.messages.control import RemovedProject, WorkerStats
+from cluster.messages.control import BusyProject, RemovedProject, WorkerStats
 from coordinator.events import WorkerState
 from coordinator.link import WorkerLink
 
@@ -23,6 +23,7 @@ class Note(msgspec.Struct, frozen=True):
 
     tokens: list[int] = []
     immediate: list[tuple[int, int]] = []  # (partition, project id)
+    granted: list[int] = []  # partitions
 
 
 class Member:
@@ -50,7 +51,7 @@ class Member:
         self.upserts: dict[int, bool] = {}  # id -> its immediate poll is wanted
         self.removes: dict[int, int] = {}  # id -> until_ms
         self.remove_tokens: list[int] = []
-        self.settles: dict[int, None] = {}
+        self.settles: dict[BusyProject, None] = {}
 
     def __repr__(self) -> str:
         session = self.link.session if self.link else None

@@ -6,6 +6,8 @@ Pure bookkeeping over 4096 partitions; ``core`` compares *wanted* with *owner* a
     owner = a,     wanted = w, a != w    ->  revoke from a; its cut becomes the resume point; then as above
     owner = a died                       ->  owner None, resume after the mark (reason handover)
 
+A resume point is kept until the grant that carries it is acknowledged: a grant may have to be sent again.
+
 A *mark* is what survives an owner: every tick <= it is in the database.  A *cut* is exact: every tick <= it was taken
 care of by an owner that still lives.
 """
@@ -13,14 +15,13 @@ care of by an owner that still lives.
 import msgspec
 
 from cluster.messages.control import BusyProject, Cut, ResumeReason, WaitingPoll
-from cluster.ticks import PARTITIONS
+from cluster.ticks import PARTITIONS, partition_of
 
 
 class Resume(msgspec.Struct, frozen=True):
     after_ms: int | None
     reason: ResumeReason
     waiting: list[WaitingPoll] = []
-    busy: list[BusyProject] = []
 
 
 class Partition(msgspec.Struct, gc=False):
@@ -28,7 +29,9 @@ class Partition(msgspec.Struct, gc=False):
     wanted: str | None = None
     epoch: int = 0  # of the grant in force
     mark_ms: int | None = None
-    resume: Resume | None = None  # set while it has no owner
+    resume: Resume | None = None  # set until a grant is acknowledged
+    base: Resume | None = None  # where the owner took over from one that lives, until the mark is beyond it
+    busy: list[BusyProject] = []  # polls in flight at former owners that live, as far as known
     granted_seq: int = 0  # of the owner's session; 0: its grant has not been sent in this session
     revoked_at_ms: int | None = None  # a revoke is under way
 
@@ -58,6 +61,8 @@ class Ownership:
         partition = self.partitions[index]
         if partition.owner not in (None, worker) and partition.epoch >= epoch:
             return False
+        if partition.owner != worker:
+            partition.base = None
         partition.owner = worker
         partition.epoch = epoch
         partition.resume = None
@@ -71,8 +76,14 @@ class Ownership:
         partition.owner = worker
         partition.epoch = epoch
         partition.granted_seq = seq
-        partition.resume = None
         partition.revoked_at_ms = None
+
+    def grant_acked(self, index: int, worker: str, seq: int) -> None:
+        """The owner has it: from now on its heartbeats speak for the partition."""
+        partition = self.partitions[index]
+        if partition.owner == worker and partition.granted_seq == seq and partition.resume is not None:
+            partition.base = partition.resume
+            partition.resume = None
 
     def released(self, cut: Cut, worker: str) -> bool:
         """A worker gave a partition up.  False when that is old news."""
@@ -83,10 +94,26 @@ class Ownership:
         partition.granted_seq = 0
         partition.revoked_at_ms = None
         if cut.cut_ms is None:
-            partition.resume = Resume(partition.mark_ms, "handover")
+            partition.resume = _after_loss(partition)
         else:
-            partition.resume = Resume(cut.cut_ms, "handover", cut.waiting, cut.busy)
+            partition.resume = Resume(cut.cut_ms, "handover", cut.waiting)
+            partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
         return True
+
+    def settled(self, entry: BusyProject) -> int | None:
+        """A poll that was in flight at a former owner has ended.  Returns its partition; None when that is old news."""
+        index = partition_of(entry.project_id)
+        partition = self.partitions[index]
+        if entry not in partition.busy:
+            return None
+        partition.busy = [other for other in partition.busy if other != entry]
+        return index
+
+    def still_busy(self, index: int, now_ms: int) -> list[BusyProject]:
+        partition = self.partitions[index]
+        if partition.busy:
+            partition.busy = [entry for entry in partition.busy if entry.until_ms > now_ms]
+        return partition.busy
 
     def lost(self, worker: str) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""
@@ -96,7 +123,7 @@ class Ownership:
             partition.owner = None
             partition.granted_seq = 0
             partition.revoked_at_ms = None
-            partition.resume = Resume(partition.mark_ms, "handover")
+            partition.resume = _after_loss(partition)
         return indices
 
     def session_opened(self, worker: str) -> None:
@@ -112,6 +139,22 @@ class Ownership:
                 mark = lagging[index] - 1 if index in lagging else at_ms
                 if partition.mark_ms is None or mark > partition.mark_ms:
                     partition.mark_ms = mark
+                base = partition.base
+                if base is not None and partition.mark_ms >= (base.after_ms or 0):
+                    partition.base = None
 
     def marks(self) -> list[int | None]:
         return [partition.mark_ms for partition in self.partitions]
+
+
+def _after_loss(partition: Partition) -> Resume:
+    """Where to go on after an owner that left no cut: the newest point that is certain, and what it may have begun."""
+    start = partition.resume or partition.base
+    partition.base = None
+    if start is None:
+        return Resume(partition.mark_ms, "handover")
+    done_ms = -1 if partition.mark_ms is None else partition.mark_ms
+    waiting = [
+        msgspec.structs.replace(poll, doubtful=True) for poll in start.waiting if poll.scheduled_at_ms > done_ms
+    ]
+    return Resume(max(start.after_ms or 0, done_ms) if start.after_ms is not None else None, start.reason, waiting)

@@ -17,19 +17,33 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 import msgspec
 
 from cluster.database import Connection, Failure, classify, connect, describe
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.messages.control import RemovedProject
-from cluster.project import SPEC_COLUMNS, ProjectFields, encode_spec, spec_from_row
+from cluster.messages.control import EndedSpan, RemovedProject
 from coordinator.events import ProjectRecord
 from coordinator.journal import ProjectJournal
+from coordinator.project_rows import (
+    DATABASE_AWAY,
+    FIRST_ID,
+    QUERY_TIMEOUT_S,
+    Applied,
+    ClusterMemory,
+    RowReader,
+    fetch_chunk,
+    fetch_ended,
+    fetch_ended_of,
+    fetch_ends,
+    fetch_memory,
+    fetch_projects,
+    monitoring_line,
+    write_progress,
+)
 from coordinator.throttle import ThrottledLog
 
 CHANNEL = "ringpoll_projects"
@@ -39,65 +53,19 @@ REFRESH_IDS = 1_000
 GATHER_S = 0.05  # notifications that arrive together are fetched together
 NOTIFIED_IDS_MAX = 100_000  # beyond it everything is read again
 CONNECT_TIMEOUT_S = 5.0
-QUERY_TIMEOUT_S = 30.0
+TURN_TIMEOUT_S = 20.0  # requests of people end within 10 s
 PULSE_S = 1.0
 PULSE_TIMEOUT_S = 5.0
-LOCK_TIMEOUT_MS = 3_000  # how long a person's request waits for a row that someone else holds
 BACKOFF_MIN_S = 0.2
 BACKOFF_MAX_S = 5.0
 PACE = 1.0  # a periodic reload rests as long as a chunk took
 LINES_MAX = 20  # changes that are logged one by one
-INVALID_SHOWN_MAX = 1_000
-FIRST_ID = -(1 << 63)
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-_COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
-_SELECT = f"""
-    SELECT {_COLUMNS}, p.name,
-           (SELECT s.since FROM project_spans s WHERE s.project_id = p.id AND s.until IS NULL) AS since
-    FROM projects p WHERE p.enabled"""  # noqa: S608 - our own column names
-_CHUNK = f"{_SELECT} AND p.id > $1 ORDER BY p.id LIMIT $2"
-_BY_ID = f"{_SELECT} AND p.id = ANY($1::bigint[])"
-_ENDS = "SELECT project_id, max(until) AS until FROM project_spans WHERE project_id = ANY($1::bigint[]) GROUP BY 1"
-_PULSE = """
-    UPDATE cluster_state
-    SET accounted_to = greatest(accounted_to, $1), epoch = greatest(epoch, $2), updated_at = now()"""
-_INSERT = """
-    INSERT INTO projects
-        (url, name, method, headers, body, expected_status, interval, unit, timeout_ms, follow_redirects, enabled)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"""
-
-# What the server, or the way to it, may do to us; anything else is a bug of ours and ends the process.
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 
 logger = logging.getLogger("coordinator.projects")
 
+T = TypeVar("T")
+
 _decode_ids = msgspec.json.Decoder(list[int]).decode
-
-
-class Applied(msgspec.Struct):
-    """What the core found new, different, and gone in a change."""
-
-    added: list[int] = []
-    changed: list[int] = []
-    removed: list[int] = []
-
-    def __iadd__(self, other: "Applied") -> "Applied":
-        self.added += other.added
-        self.changed += other.changed
-        self.removed += other.removed
-        return self
-
-    def __len__(self) -> int:
-        return len(self.added) + len(self.changed) + len(self.removed)
-
-
-class ClusterMemory(msgspec.Struct, frozen=True):
-    """What the database remembers of a cluster (table cluster_state)."""
-
-    epoch: int
-    accounted_to_ms: int | None
 
 
 class ProjectSink(Protocol):
@@ -109,6 +77,7 @@ class ProjectSink(Protocol):
         removed: list[RemovedProject],
         *,
         initial: bool = False,
+        ended: list[EndedSpan] | None = None,
         token: int | None = None,
     ) -> Applied: ...
 
@@ -139,7 +108,7 @@ class ProjectSource:
         self._url = url
         self._sink = sink
         self._journal = journal
-        self._now_ms = now_ms
+        self.now_ms = now_ms
         self._reload_interval_s = reload_interval_s
         self.loaded = False
         self._connection: Connection | None = None
@@ -150,13 +119,12 @@ class ProjectSource:
         self._notified_at = 0.0
         self._reload_at = 0.0
         self._reload_paced = True
-        self._reload_initial = False  # the project file was damaged: what it lacked isn't new
+        self._reload_initial = False  # the first load had gaps: what they hid isn't new
         self._pulse_at = 0.0
         self._waiters: list[asyncio.Future[Applied]] = []
         self._away_because: str | None = None
-        self._invalid: dict[int, str] = {}  # id -> why a row can't be polled
-        self.invalid_total = 0
-        self._read_ids: set[int] = set()  # by a first load that is not complete
+        self._reader = RowReader()
+        self._read_up_to = FIRST_ID  # by a first load that is not complete
         self.notifications_malformed = 0
         self._throttled = ThrottledLog(logger)
 
@@ -171,13 +139,13 @@ class ProjectSource:
                 self._note_away(str(error))
             else:
                 try:
-                    row = await connection.fetchrow("SELECT epoch, accounted_to FROM cluster_state", timeout=5)
-                except _AWAY as error:
-                    self._note_away(describe(error))
+                    memory = await fetch_memory(connection)
+                except DATABASE_AWAY as error:
+                    self._note_away(_why(error))
                     connection.terminate()
                 else:
                     self._first = connection
-                    return ClusterMemory(0, None) if row is None else _memory(row)
+                    return memory
             if not wait:
                 return None
             await asyncio.sleep(pause_s)
@@ -189,12 +157,12 @@ class ProjectSource:
         try:
             while True:
                 for pause_s in _backoff():
-                    served = await self._try_once()
-                    if served:
-                        break
+                    worked = await self._try_once()
                     if not self.loaded:
                         await self._load_from_journal()
-                    await asyncio.sleep(pause_s)
+                    await asyncio.sleep(BACKOFF_MIN_S if worked else pause_s)
+                    if worked:
+                        break
         finally:
             self._drop_connection()
 
@@ -205,11 +173,11 @@ class ProjectSource:
         try:
             connection = await connect(self._url, timeout_s=PULSE_TIMEOUT_S)
         except ClusterError as error:
-            logger.warning("%s", error)  # noqa: TRY400 - a person's line
+            logger.warning("%s", error)
             return
         try:
             await self._write_progress(connection)
-        except _AWAY as error:
+        except DATABASE_AWAY as error:
             logger.warning("could not note in the database how far ticks are accounted for: %s", describe(error))
         finally:
             connection.terminate()
@@ -228,8 +196,8 @@ class ProjectSource:
             await self._load()
             worked = True
             await self._serve()
-        except (ClusterError, *_AWAY) as error:
-            self._note_away(str(error) if isinstance(error, ClusterError) else describe(error))
+        except (ClusterError, *DATABASE_AWAY) as error:
+            self._note_away(_why(error))
         finally:
             self._drop_connection()
         return worked
@@ -281,13 +249,13 @@ class ProjectSource:
         now = time.monotonic()
         if self._pulse_at <= now:
             self._pulse_at = now + PULSE_S
-            async with self._step_lock:
+            async with self._turn():
                 await self._write_progress(connection)
         if self.loaded and self._notified and self._notified_at + GATHER_S <= now:
             ids, self._notified = sorted(self._notified), set()
             applied = Applied()
             names: dict[int, str] = {}
-            for part in _parts(ids):
+            for part in _parts(ids, REFRESH_IDS):
                 applied += await self._refresh(part, names)
             self._tell(applied, names)
 
@@ -297,10 +265,18 @@ class ProjectSource:
             raise ConnectionResetError("the connection was closed")
         return connection
 
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Our own task's step.  A request that never ends its step is on a dead connection."""
+        async with asyncio.timeout(TURN_TIMEOUT_S):
+            await self._step_lock.acquire()
+        try:
+            yield
+        finally:
+            self._step_lock.release()
+
     async def _write_progress(self, connection: Connection) -> None:
-        horizon_ms, epoch = self._sink.progress()
-        accounted_to = None if horizon_ms is None else _EPOCH + horizon_ms * _MILLISECOND
-        await connection.execute(_PULSE, accounted_to, epoch, timeout=PULSE_TIMEOUT_S)
+        await write_progress(connection, *self._sink.progress(), PULSE_TIMEOUT_S)
 
     # ---- notifications --------------------------------------------------------------------------------------------
 
@@ -330,29 +306,15 @@ class ProjectSource:
     async def _refresh(self, ids: Sequence[int], names: dict[int, str]) -> Applied:
         """Bring these projects to what the database says now."""
         connection = self._usable()
-        async with self._step_lock:
-            rows = await connection.fetch(_BY_ID, ids, timeout=QUERY_TIMEOUT_S)
-            records, invalid = self._records(rows)
+        async with self._turn():
+            rows = await fetch_projects(connection, ids)
+            self._reader.forget(ids)
+            records, _ = self._reader.records(rows)
             found = {record.id for record in records}
             gone = [project_id for project_id in ids if project_id not in found and self._sink.has_project(project_id)]
-            for project_id in ids:
-                if project_id not in invalid:
-                    self._invalid.pop(project_id, None)
-            removed = await self._ends(connection, gone)
-            names.update((row["id"], _line(row)) for row in rows[: LINES_MAX + 1])
+            removed = await fetch_ends(connection, gone, self.now_ms())
+            names.update((row["id"], monitoring_line(row)) for row in rows[: LINES_MAX + 1])
             return self._sink.apply(records, removed)
-
-    async def _ends(self, connection: Connection, ids: list[int]) -> list[RemovedProject]:
-        """Until when projects that are disabled or deleted were due."""
-        if not ids:
-            return []
-        ends = {
-            row["project_id"]: _milliseconds(row["until"])
-            for row in await connection.fetch(_ENDS, ids, timeout=QUERY_TIMEOUT_S)
-            if row["until"] is not None
-        }
-        now_ms = self._now_ms()
-        return [RemovedProject(project_id, ends.get(project_id, now_ms)) for project_id in ids]
 
     # ---- reading everything ---------------------------------------------------------------------------------------
 
@@ -361,13 +323,47 @@ class ProjectSource:
         if self.loaded:
             await self._reload()
             return
+        horizon_ms, _ = self._sink.progress()
+        ended = set() if horizon_ms is None else await self._load_ended(horizon_ms)
         await self._read_all(initial=True, paced=False)
+        await self._settle_load(horizon_ms, ended)
         self._finish_load()
         self._reload_at = time.monotonic() + self._reload_interval_s
 
+    async def _load_ended(self, horizon_ms: int) -> set[tuple[int, int]]:
+        """Spans that ended since everything was last accounted for; returns which."""
+        connection = self._usable()
+        known: set[tuple[int, int]] = set()
+        last: EndedSpan | None = None
+        while True:
+            async with self._turn():
+                spans = await fetch_ended(connection, horizon_ms, last, CHUNK_ROWS)
+                if not spans:
+                    return known
+                self._sink.apply([], [], initial=True, ended=spans)
+            last = spans[-1]
+            known.update((span.project_id, span.since_ms) for span in spans)
+            await self._attend()
+
+    async def _settle_load(self, horizon_ms: int | None, known: set[tuple[int, int]]) -> None:
+        """Changes made while the load went on.
+
+        A project that was read before it ended is ended by the core, as any other.  One that ended before it was read
+        is known to nobody yet.
+        """
+        connection = self._usable()
+        ids, self._notified = sorted(self._notified), set()
+        for part in _parts(ids, REFRESH_IDS):
+            applied = await self._refresh(part, {})
+            if horizon_ms is not None:
+                quiet = sorted(set(part).difference(applied.removed, applied.changed))
+                async with self._turn():
+                    spans = await fetch_ended_of(connection, horizon_ms, quiet)
+                    missing = [span for span in spans if (span.project_id, span.since_ms) not in known]
+                    self._sink.apply([], [], initial=True, ended=missing)
+
     def _finish_load(self) -> None:
         self.loaded = True
-        self._read_ids = set()
         self._sink.load_finished()
         self._journal.finish_rebuild()
         self._wake.set()
@@ -379,15 +375,15 @@ class ProjectSource:
         logger.warning("the database is away: starting with the projects of the project file")
         loaded = 0
         async for frame in self._journal.replay():
-            # What was read from the database before it went away is newer.
-            records = [record for record in frame.records if record.id not in self._read_ids]
-            now_ms = self._now_ms()
-            removed = [RemovedProject(each, now_ms) for each in frame.removed if each not in self._read_ids]
+            # Of ids up to here the database had the last word before it went away.
+            records = [record for record in frame.records if record.id > self._read_up_to]
+            now_ms = self.now_ms()
+            removed = [RemovedProject(each, now_ms) for each in frame.removed if each > self._read_up_to]
             self._sink.apply(records, removed, initial=True)
             loaded += len(records) - len(removed)
             self._sink.load_progressed(loaded, None)
             await self._journal.room()
-        self._reload_initial = self._journal.damaged
+        self._reload_initial = self._journal.damaged or self._read_up_to > FIRST_ID
         self._finish_load()
 
     async def _reload(self) -> None:
@@ -406,84 +402,64 @@ class ProjectSource:
 
     async def _read_all(self, *, initial: bool, paced: bool) -> Applied:
         connection = self._usable()
-        async with self._step_lock:
+        async with self._turn():
             total = await connection.fetchval("SELECT count(*) FROM projects WHERE enabled", timeout=QUERY_TIMEOUT_S)
         logger.info("%s %d enabled projects", "reloading" if self.loaded else "loading", total)
         unseen = self._sink.project_ids()
         rebuild = self.loaded and self._journal.wants_rebuild(len(unseen))
         if rebuild:
             self._journal.begin_rebuild()
-        invalid_before, self._invalid = self._invalid, {}
+        try:
+            applied = await self._read_chunks(connection, total, unseen, initial=initial, paced=paced, rebuild=rebuild)
+        except BaseException:
+            if rebuild:
+                self._journal.abandon_rebuild()
+            raise
+        if rebuild:
+            self._journal.finish_rebuild()
+        return applied
+
+    async def _read_chunks(
+        self, connection: Connection, total: int, unseen: set[int], *, initial: bool, paced: bool, rebuild: bool
+    ) -> Applied:
+        self._reader.read_everything()
         applied = Applied()
         names: dict[int, str] = {}
         read = 0
         after = FIRST_ID
         while True:
             began = time.monotonic()
-            async with self._step_lock:
-                rows = await connection.fetch(_CHUNK, after, CHUNK_ROWS, timeout=QUERY_TIMEOUT_S)
+            async with self._turn():
+                rows = await fetch_chunk(connection, after, CHUNK_ROWS)
                 if not rows:
                     break
                 records: list[ProjectRecord] = []
-                invalid: list[int] = []
+                unusable: list[int] = []
                 for part in _parts(rows, SLICE_ROWS):
-                    good, bad = self._records(part, invalid_before)
+                    good, bad = self._reader.records(part)
                     records += good
-                    invalid += bad
+                    unusable += bad
                     await asyncio.sleep(0)
-                now_ms = self._now_ms()
-                unusable = [RemovedProject(each, now_ms) for each in invalid if self._sink.has_project(each)]
-                some = self._sink.apply(records, unusable, initial=initial)
+                some = self._sink.apply(records, self._unusable(unusable), initial=initial)
                 if rebuild:
                     self._journal.rebuild(records)
             if len(applied) <= LINES_MAX:
                 wanted = {*some.added, *some.changed}
-                names.update((row["id"], _line(row)) for row in rows if row["id"] in wanted)
+                names.update((row["id"], monitoring_line(row)) for row in rows if row["id"] in wanted)
             applied += some
             after = rows[-1]["id"]
             read += len(rows)
             unseen.difference_update(row["id"] for row in rows)
             if not self.loaded:
-                self._read_ids.update(row["id"] for row in rows)
+                self._read_up_to = after
                 self._sink.load_progressed(read, max(total, read))
             await self._attend()
             await self._journal.room()
             await asyncio.sleep(PACE * (time.monotonic() - began) if paced else 0)
         for part in _parts(sorted(unseen), REFRESH_IDS):
             applied += await self._refresh(part, names)
-        if rebuild:
-            self._journal.finish_rebuild()
         self._tell(applied, names)
         return applied
-
-    def _records(
-        self, rows: Iterable[Any], known: dict[int, str] | None = None
-    ) -> tuple[list[ProjectRecord], list[int]]:
-        """Rows as records, and the ids of those that can't be polled."""
-        records = []
-        invalid = []
-        for row in rows:
-            try:
-                spec = spec_from_row(row)
-            except (InvalidInputError, ValueError, TypeError, KeyError) as error:
-                invalid.append(row["id"])
-                self._note_invalid(row["id"], str(error), known)
-            else:
-                records.append(ProjectRecord(spec.id, 1000 / spec.interval_ms, encode_spec(spec)))
-        return records, invalid
-
-    def _note_invalid(self, project_id: int, why: str, known: dict[int, str] | None) -> None:
-        before = self._invalid.get(project_id) or (known or {}).get(project_id)
-        if len(self._invalid) < INVALID_SHOWN_MAX:
-            self._invalid[project_id] = why
-        if before != why:
-            self.invalid_total += 1
-            self._throttled.warning(f"project {project_id} can't be polled: {why}")
-
-    @property
-    def invalid(self) -> dict[int, str]:
-        """Rows that can't be polled, by id, and why; at most a thousand of them."""
-        return self._invalid
 
     def _tell(self, applied: Applied, names: dict[int, str]) -> None:
         if len(applied) > LINES_MAX:
@@ -510,87 +486,9 @@ class ProjectSource:
         self._reload_soon()
         return await waiter
 
-    async def insert(self, fields: ProjectFields) -> int:
-        """Add a project; it is polled when this returns.  Returns its id."""
-        headers = None if fields.headers is None else msgspec.json.encode(fields.headers).decode()
-        async with self._step() as connection:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                project_id: int = await connection.fetchval(
-                    _INSERT,
-                    fields.url,
-                    fields.name,
-                    fields.method,
-                    headers,
-                    fields.body,
-                    fields.expected_status,
-                    fields.interval,
-                    fields.unit,
-                    fields.timeout_ms,
-                    fields.follow_redirects,
-                    fields.enabled,
-                )
-                rows = await connection.fetch(_BY_ID, [project_id])
-            self._apply_rows(rows)
-        return project_id
-
-    async def enable(self, project_id: int) -> None:
-        """Enable a row if it is disabled, and load it."""
-        async with self._step() as connection:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                enabled = await connection.fetchval("SELECT enabled FROM projects WHERE id = $1", project_id)
-                if enabled is None:
-                    raise ClusterError(
-                        f"there is no project {project_id} in table projects; `cluster projects list` shows them",
-                        code="unknown_project",
-                    )
-                if not enabled:
-                    await connection.execute(
-                        "UPDATE projects SET enabled = true WHERE id = $1 AND NOT enabled", project_id
-                    )
-                rows = await connection.fetch(_BY_ID, [project_id])
-            records, invalid = self._apply_rows(rows)
-        if invalid:
-            raise ClusterError(f"project {project_id} can't be polled: {self._invalid.get(project_id, 'see the log')}")
-        if not records:
-            raise ClusterError(f"project {project_id} was disabled or deleted again by somebody else", code="conflict")
-
-    async def remove(self, ids: Sequence[int], *, delete: bool, token: int) -> None:
-        """Disable or delete all of these, or none; the core confirms ``token`` when nobody polls them any more."""
-        async with self._step() as connection:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                rows = await connection.fetch(
-                    "SELECT id FROM projects WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", ids
-                )
-                unknown = sorted(set(ids) - {row["id"] for row in rows})
-                if unknown:
-                    shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
-                    raise ClusterError(
-                        f"there is no project {shown} in table projects; nothing was changed", code="unknown_project"
-                    )
-                if delete:
-                    await connection.execute("DELETE FROM projects WHERE id = ANY($1::bigint[])", ids)
-                else:
-                    await connection.execute(
-                        "UPDATE projects SET enabled = false WHERE id = ANY($1::bigint[]) AND enabled", ids
-                    )
-                removed = await self._ends(connection, list(ids))
-            applied = self._sink.apply([], removed, token=token)
-        self._tell(applied, {})
-
-    def _apply_rows(self, rows: Sequence[Any]) -> tuple[list[ProjectRecord], list[int]]:
-        records, invalid = self._records(rows)
-        now_ms = self._now_ms()
-        unusable = [RemovedProject(each, now_ms) for each in invalid if self._sink.has_project(each)]
-        applied = self._sink.apply(records, unusable)
-        self._tell(applied, {row["id"]: _line(row) for row in rows})
-        return records, invalid
-
     @contextlib.asynccontextmanager
-    async def _step(self) -> AsyncIterator[Connection]:
-        """The connection for one request, its errors in words."""
+    async def step(self) -> AsyncIterator[Connection]:
+        """The connection for one request, whose errors become ClusterErrors."""
         async with self._step_lock:
             connection = self._connection
             if connection is None or connection.is_closed():
@@ -602,8 +500,29 @@ class ProjectSource:
                     "somebody else's transaction holds the project; nothing was changed, try again when it has ended",
                     code="locked",
                 ) from error
-            except (*_AWAY, ValueError, OverflowError) as error:
+            except (*DATABASE_AWAY, ValueError, OverflowError) as error:
                 raise _in_words(error) from error
+
+    def apply_rows(self, rows: Sequence[Any]) -> list[ProjectRecord]:
+        """Within a step: projects as they were just read.  Returns those that can be polled."""
+        self._reader.forget(row["id"] for row in rows)
+        records, unusable = self._reader.records(rows)
+        applied = self._sink.apply(records, self._unusable(unusable))
+        self._tell(applied, {row["id"]: monitoring_line(row) for row in rows})
+        return records
+
+    def apply_removed(self, removed: list[RemovedProject], token: int) -> None:
+        """Within a step: projects that are no more."""
+        self._tell(self._sink.apply([], removed, token=token), {})
+
+    def _unusable(self, ids: list[int]) -> list[RemovedProject]:
+        now_ms = self.now_ms()
+        return [RemovedProject(project_id, now_ms) for project_id in ids if self._sink.has_project(project_id)]
+
+    @property
+    def invalid(self) -> dict[int, str]:
+        """Rows that can't be polled, by id, and why; at most a thousand of them."""
+        return self._reader.invalid
 
 
 def _in_words(error: BaseException) -> ClusterError:
@@ -620,6 +539,12 @@ def _in_words(error: BaseException) -> ClusterError:
             )
 
 
+def _why(error: BaseException) -> str:
+    if isinstance(error, asyncpg.UndefinedTableError):
+        return f"{describe(error)}; run `cluster migrate`"
+    return str(error) if isinstance(error, ClusterError) else describe(error)
+
+
 def _unavailable() -> ClusterError:
     return ClusterError(
         "the database is not available, so nothing was changed; try again when `cluster status` shows it up",
@@ -627,21 +552,7 @@ def _unavailable() -> ClusterError:
     )
 
 
-def _memory(row: Any) -> ClusterMemory:
-    accounted_to = row["accounted_to"]
-    return ClusterMemory(row["epoch"], None if accounted_to is None else _milliseconds(accounted_to))
-
-
-def _milliseconds(instant: datetime) -> int:
-    return (instant - _EPOCH) // _MILLISECOND
-
-
-def _line(row: Any) -> str:
-    unit = row["unit"] if row["interval"] != 1 else row["unit"].removesuffix("s")
-    return f"({row['name'] or row['url']}) every {row['interval']} {unit}"
-
-
-def _parts(items: Sequence[Any], size: int = REFRESH_IDS) -> Iterator[Sequence[Any]]:
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -244,8 +244,8 @@ class WorkerCore:
             case Limits(slice=slice_, max_per_host=per_host):
                 self.ticker.limit(slice_, per_host, now_ms)
                 self._limits = message
-            case Settle(project_ids=project_ids):
-                self.ticker.settle(project_ids, now_ms)
+            case Settle(finished=finished):
+                self.ticker.settle(finished, now_ms)
         return []
 
     def _on_grant(self, grant: PartitionGrant, epoch: int, now_ms: int) -> None:

@@ -74,7 +74,7 @@ class HeldPartition:
 class Flight:
     """A poll in flight; it outlives its project's place in the schedule."""
 
-    __slots__ = ("gate", "interval_ms", "partition", "released", "started_ms", "tick_ms", "timeout_ms", "trigger")
+    __slots__ = ("gate", "interval_ms", "partition", "released", "tick_ms", "trigger", "until_ms")
 
     def __init__(self, scheduled: Scheduled, partition: int, now_ms: int) -> None:
         self.gate = scheduled.gate
@@ -82,8 +82,7 @@ class Flight:
         self.tick_ms = scheduled.waiting_ms
         self.trigger = scheduled.trigger
         self.interval_ms = scheduled.spec.interval_ms
-        self.timeout_ms = scheduled.spec.timeout_ms
-        self.started_ms = now_ms
+        self.until_ms = now_ms + scheduled.spec.timeout_ms + BUSY_GRACE_MS
         self.released = False  # the new owner is to be told when it has finished
 
 
@@ -114,7 +113,8 @@ class Ticker:
         self._free: list[int] = []
         self._line: deque[Scheduled] = deque()
         self._gates: dict[str, HostGate] = {}
-        self._busy: list[tuple[int, int]] = []  # (until, project id) of polls in flight at the former owner
+        self._busy: list[tuple[int, int]] = []  # heap of (until, project id), polls in flight at former owners
+        self._foreign: dict[int, list[int]] = {}  # project id -> until of each of them
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +148,8 @@ class Ticker:
                 self._miss(scheduled, tick, newest - interval_ms, "overload", now_ms)
             self._due(scheduled, newest, now_ms)
         while self._busy and self._busy[0][0] <= now_ms:
-            self._unbusy(heappop(self._busy)[1])
+            until_ms, project_id = heappop(self._busy)
+            self._foreign_ended(project_id, until_ms)
         self.start_waiting(now_ms)
 
     def start_waiting(self, now_ms: int) -> None:
@@ -163,9 +164,9 @@ class Ticker:
             else:
                 self._start(scheduled, now_ms)
 
-    def finished(self, project_ids: list[int], now_ms: int) -> list[int]:
+    def finished(self, project_ids: list[int], now_ms: int) -> list[BusyProject]:
         """Polls have ended.  Returns those whose projects belong to another worker by now."""
-        moved: list[int] = []
+        moved: list[BusyProject] = []
         for project_id in project_ids:
             flight = self.flights.pop(project_id)
             gate = flight.gate
@@ -177,7 +178,7 @@ class Ticker:
                     self._line.appendleft(scheduled)
                     break
             if flight.released:
-                moved.append(project_id)
+                moved.append(BusyProject(project_id, flight.until_ms))
             else:
                 self._unbusy(project_id)
         self.start_waiting(now_ms)
@@ -249,29 +250,32 @@ class Ticker:
             return
         held = self.partitions[partition] = HeldPartition(epoch)
         inherited = {entry.project_id: entry for entry in waiting}
-        busy_until = {entry.project_id: entry.until_ms for entry in busy}
+        for entry in busy:
+            if entry.until_ms > now_ms and not self._is_mine(entry):
+                self._foreign.setdefault(entry.project_id, []).append(entry.until_ms)
+                heappush(self._busy, (entry.until_ms, entry.project_id))
         for spec in specs:
             scheduled = self._add(spec, held)
             flight = self.flights.get(spec.id)
+            scheduled.busy = flight is not None or spec.id in self._foreign
             if flight is not None:
-                scheduled.busy = True
                 flight.released = False
-            elif busy_until.get(spec.id, 0) > now_ms:
-                scheduled.busy = True
-                heappush(self._busy, (busy_until[spec.id], spec.id))
             before = inherited.pop(spec.id, None)
-            if before is not None and not scheduled.busy:
+            if before is not None and scheduled.busy:
+                if before.trigger == "tick":
+                    self._miss(scheduled, before.scheduled_at_ms, before.scheduled_at_ms, "handover", now_ms)
+            elif before is not None:
                 self._wait(scheduled, before.scheduled_at_ms, before.trigger)
                 if before.doubtful:
                     scheduled.doubt_ms = before.scheduled_at_ms
             self._resume(scheduled, resume_after_ms, reason, spec.id in first_polls, now_ms)
         for span in ended:
             self._account_ended(span, resume_after_ms, reason, epoch, now_ms)
-        for entry in inherited.values():  # it waited when its project ended
-            if entry.trigger == "tick":
-                tick = entry.scheduled_at_ms
-                why: MissedReason = "handover" if entry.doubtful else "paused"
-                self.missed.add(entry.project_id, partition, tick, tick, 1_000, why, epoch, now_ms)
+        for poll in inherited.values():  # it waited when its project ended
+            if poll.trigger == "tick":
+                tick = poll.scheduled_at_ms
+                why: MissedReason = "handover" if poll.doubtful else "paused"
+                self.missed.add(poll.project_id, partition, tick, tick, 1_000, why, epoch, now_ms)
         self.start_waiting(now_ms)
 
     def revoke(self, partition: int, now_ms: int) -> Cut | None:
@@ -282,7 +286,6 @@ class Ticker:
         self.advance_without_starting(now_ms)
         waiting: list[WaitingPoll] = []
         busy: list[BusyProject] = []
-        foreign = {project_id: until for until, project_id in self._busy}
         for project_id, scheduled in held.projects.items():
             if scheduled.waiting_ms >= 0:
                 doubtful = scheduled.waiting_ms == scheduled.doubt_ms
@@ -290,9 +293,7 @@ class Ticker:
             flight = self.flights.get(project_id)
             if flight is not None:
                 flight.released = True
-                busy.append(BusyProject(project_id, flight.started_ms + flight.timeout_ms + BUSY_GRACE_MS))
-            elif scheduled.busy and project_id in foreign:
-                busy.append(BusyProject(project_id, foreign[project_id]))
+                busy.append(BusyProject(project_id, flight.until_ms))
             self._drop(scheduled)
         del self.partitions[partition]
         self._tidy()
@@ -307,8 +308,7 @@ class Ticker:
         scheduled = held.projects.get(spec.id)
         if scheduled is None:
             scheduled = self._add(spec, held)
-            if spec.id in self.flights:  # removed and added again while its poll runs
-                scheduled.busy = True
+            scheduled.busy = spec.id in self.flights or spec.id in self._foreign  # removed and added while it runs
             self._resume(scheduled, spec.since_ms - 1, "handover", immediate, now_ms)
         elif scheduled.spec != spec:
             old, scheduled.spec = scheduled.spec, spec
@@ -332,11 +332,10 @@ class Ticker:
         self._drop(scheduled)
         self._tidy()
 
-    def settle(self, project_ids: list[int], now_ms: int) -> None:
-        """Polls that were in flight at the former owner have ended."""
-        for project_id in project_ids:
-            if project_id not in self.flights:
-                self._unbusy(project_id)
+    def settle(self, finished: list[BusyProject], now_ms: int) -> None:
+        """Polls that were in flight at a former owner have ended."""
+        for entry in finished:
+            self._foreign_ended(entry.project_id, entry.until_ms)
         self.start_waiting(now_ms)
 
     def outstanding(self) -> dict[int, int]:
@@ -405,15 +404,28 @@ class Ticker:
         spec = scheduled.spec
         partition = partition_of(spec.id)
         self.flights[spec.id] = Flight(scheduled, partition, now_ms)
-        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, self._epoch(partition)))
+        doubtful = scheduled.waiting_ms == scheduled.doubt_ms
+        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, self._epoch(partition), doubtful))
         scheduled.gate.active += 1
         scheduled.busy = True
         self._leave_line(scheduled)
 
+    def _is_mine(self, entry: BusyProject) -> bool:
+        flight = self.flights.get(entry.project_id)
+        return flight is not None and flight.until_ms == entry.until_ms
+
+    def _foreign_ended(self, project_id: int, until_ms: int) -> None:
+        running = self._foreign.get(project_id)
+        if running is not None and until_ms in running:
+            running.remove(until_ms)
+            if not running:
+                del self._foreign[project_id]
+                self._unbusy(project_id)
+
     def _unbusy(self, project_id: int) -> None:
         held = self.partitions.get(partition_of(project_id))
         scheduled = held.projects.get(project_id) if held is not None else None
-        if scheduled is not None and project_id not in self.flights:
+        if scheduled is not None and project_id not in self.flights and project_id not in self._foreign:
             scheduled.busy = False
 
     def _resume(
@@ -426,7 +438,8 @@ class Ticker:
         """
         spec = scheduled.spec
         interval_ms = spec.interval_ms
-        start = spec.since_ms if after_ms is None else max(spec.since_ms, after_ms + 1)
+        known_before = after_ms is not None and not immediate  # else no cut or mark speaks for it
+        start = max(spec.since_ms, after_ms + 1) if after_ms is not None and known_before else spec.since_ms
         first = first_tick_from(start, scheduled.phase, interval_ms)
         if first > now_ms:
             self._schedule(scheduled, first)
@@ -436,7 +449,8 @@ class Ticker:
             self._schedule(scheduled, newest + interval_ms)
         if immediate and scheduled.waiting_ms < 0 and not scheduled.busy:
             if newest is not None:
-                self._miss(scheduled, first, newest, "overrun", now_ms)
+                unclaimed = after_ms is None or after_ms < first
+                self._miss(scheduled, first, newest, "overrun" if unclaimed else "handover", now_ms)
             on_a_tick = (now_ms - scheduled.phase) % interval_ms == 0
             self._wait(scheduled, now_ms - 1 if on_a_tick else now_ms, "immediate")
         elif newest is not None:
@@ -445,8 +459,11 @@ class Ticker:
                 return
             if newest > first:
                 self._miss(scheduled, first, newest - interval_ms, reason, now_ms)
-            scheduled.doubt_ms = newest
+            if scheduled.busy:
+                self._miss(scheduled, newest, newest, reason, now_ms)
+                return
             self._due(scheduled, newest, now_ms)
+            scheduled.doubt_ms = newest
 
     def _account_ended(
         self, span: EndedSpan, after_ms: int | None, reason: ResumeReason, epoch: int, now_ms: int

@@ -456,7 +456,8 @@ class WriterCore:
     def _keep_house(self, now_ms: int) -> None:
         self._housekeeping_at = now_ms + HOUSEKEEPING_MS
         for stream in list(self._streams.values()):
-            if not stream.pending and now_ms - stream.heard_ms >= IDLE_MS:
+            waits = not stream.loaded and stream.peer is not None  # for its welcome, however long the database is away
+            if not stream.pending and not waits and now_ms - stream.heard_ms >= IDLE_MS:
                 self._forget(stream)
         for peer in [p for p, asked_ms in self._strangers.items() if now_ms - asked_ms >= STRANGER_MS]:
             del self._strangers[peer]

@@ -51,7 +51,7 @@ from writer.records import (
     result_rows,
 )
 
-OPERATION_TIMEOUT_S = 60.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
+OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
 ATTEMPTS_MAX = 4  # of one flush per call: ledger, partition, careful path
 CLAIMS_PER_QUERY = 500
 CLAIM_REASONS = frozenset({"handover", "down"})

@@ -15,7 +15,7 @@ from cluster.project import ProjectFields, parse_header, project_from_map
 from cluster.settings import Settings
 
 WATCH_EVERY_S = 1.0
-_TIMEOUT = re.compile(r"(\d{1,9})(ms|s|m)?")
+_TIMEOUT = re.compile(r"([0-9]{1,9})(ms|s|m)?")
 _TIMEOUT_MS = {"ms": 1, "s": 1_000, "m": 60_000}
 
 

@@ -24,7 +24,7 @@ from cluster.supervisor.lock import find_holder
 T = TypeVar("T")
 
 RESULTS_MAX = 100_000
-_AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
+_AGO = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

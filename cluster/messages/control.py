@@ -161,9 +161,9 @@ class Released(msgspec.Struct, tag="released", frozen=True):
 
 
 class Settled(msgspec.Struct, tag="settled", frozen=True):
-    """Polls of released partitions that were in flight (``Cut.busy``) have finished."""
+    """Polls of released partitions that were in flight (``Cut.busy``, the same entries) have finished."""
 
-    project_ids: list[int]
+    finished: list[BusyProject]
 
 
 class SliceReached(msgspec.Struct, tag="slice_reached", frozen=True):
@@ -246,7 +246,7 @@ class Limits(msgspec.Struct, tag="limits", frozen=True):
 class Settle(msgspec.Struct, tag="settle", frozen=True):
     session: int
     seq: int
-    project_ids: list[int]
+    finished: list[BusyProject]
 
 
 class Retire(msgspec.Struct, tag="retire", frozen=True):

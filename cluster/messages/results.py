@@ -35,13 +35,14 @@ class PollResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
     connection_reused: bool | None
     remote_address: str | None
     epoch: int
+    doubtful: bool = False  # an owner that died may have polled this tick, or counted it missed
 
 
 class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Ticks that were due and not polled: first, first + interval, ... last.
 
     Reasons ``handover`` and ``down`` are claims about ticks an earlier owner may have polled: the writer leaves out
-    what is already in the tables.
+    what is already in the tables.  A ``doubtful`` result, in turn, takes its tick out of a range that has it.
     """
 
     project_id: int

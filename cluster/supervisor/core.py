@@ -483,7 +483,7 @@ def _role_of(name: str) -> Role:
 
 def _is_worker_name(name: str) -> bool:
     prefix, _, number = name.partition("-")
-    return prefix == "worker" and number.isdecimal() and len(number) <= 6
+    return prefix == "worker" and number.isascii() and number.isdecimal() and len(number) <= 6
 
 
 def _start_order(name: str) -> tuple[int, int, str]:

@@ -6,7 +6,7 @@ import asyncpg
 import msgspec
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster import database
@@ -92,8 +92,8 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("interval", {"url": URL, "interval": 0}, True),
     ("interval", {"url": URL, "interval": -5}, True),
     ("interval", {"url": URL, "interval": 8761, "unit": "hours"}, True),
-    ("interval", {"url": URL, "interval": 1.5}, True),
-    ("interval", {"url": URL, "interval": True}, True),
+    ("interval", {"url": URL, "interval": 1.5}, False),
+    ("interval", {"url": URL, "interval": True}, False),
     ("interval", {"url": URL, "interval": "soon"}, True),
     ("interval", {"url": URL, "interval": "5m", "unit": "hours"}, True),
     ("unit", {"url": URL, "unit": "days"}, True),
@@ -149,9 +149,15 @@ def test_the_canonical_form(written, canonical):
     assert {name: getattr(fields, name) for name in canonical} == canonical
 
 
-@given(st.dictionaries(st.sampled_from(FIELD_NAMES), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) |
-    st.dictionaries(st.text(), inner))))  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(FIELD_NAMES), JSON))
 def test_whatever_is_written_is_accepted_or_refused(written):
     try:
         fields = project_from_map(written)
@@ -196,7 +202,7 @@ def test_a_spec_from_a_row():
 
 
 async def insert(conn, fields):
-    columns = {name: value for name, value in fields.items() if value is not None or name in {"unit"}}
+    columns = {name: value for name, value in fields.items() if value is not None or name == "unit"}
     if "headers" in columns:
         columns["headers"] = orjson.dumps(columns["headers"]).decode()
     places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
@@ -211,8 +217,11 @@ async def test_the_table_takes_what_is_good_and_refuses_what_is_bad(database_url
         assert await conn.fetchval("SELECT count(*) FROM projects") == len(GOOD)
         for _, written, in_table in BAD:
             if in_table:
-                with pytest.raises((asyncpg.PostgresError, asyncpg.DataError)):
+                try:
                     await insert(conn, written)
+                except (asyncpg.PostgresError, asyncpg.DataError):
+                    continue
+                pytest.fail(f"the table took {short(written)}")
         rows = await conn.fetch(
             "SELECT p.*, s.since FROM projects p LEFT JOIN project_spans s ON s.project_id = p.id ORDER BY p.id"
         )

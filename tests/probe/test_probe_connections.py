@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import pytest
 from probe_scripts import WAIT_S, Peer, answer, check, redirect, spec, until
@@ -299,6 +300,17 @@ async def test_cancel_all_aborts_in_silence(serve, prober, begun):
     await asyncio.sleep(0.1)  # past their deadline
     assert outcomes == []
     assert (await probe(prober, spec(server.url(), timeout_ms=50))).error_code == "read_timeout"  # it goes on
+
+
+async def test_a_cancelled_poll_stays_silent_when_its_time_is_up_too(serve, prober):
+    server = await serve(silent)
+    outcomes = []
+    prober.start(spec(server.url(), timeout_ms=50), outcomes.append)
+    await until(lambda: server.requests)
+    time.sleep(0.06)  # its deadline is due in the loop's next turn
+    prober.cancel_all()
+    await until(lambda: prober.in_flight == 0)
+    assert outcomes == []
 
 
 async def test_cancel_all_in_every_phase(serve, prober, server_tls):

@@ -193,6 +193,45 @@ async def test_an_encoded_body_counts_as_received(serve, poll):
     assert outcome.size_bytes == len(packed)
 
 
+@pytest.mark.parametrize(
+    ("method", "sent", "found"),
+    [
+        ("HEAD", answer(200, b"a body all the same"), (200, 0)),
+        ("GET", b"HTTP/1.1 204 N\r\n\r\nbody", (204, 0)),
+        ("GET", b"HTTP/1.1 304 N\r\nContent-Length: 4\r\n\r\nbody", (304, 0)),
+        ("GET", answer(200, b"ok") + b"junk", (200, 2)),
+        ("GET", answer(200, b"ok", "Connection: close") + b"junk", (200, 2)),
+        ("GET", answer(200, b"") + b"junk", (200, 0)),
+    ],
+)
+async def test_more_than_was_announced_is_left_over(serve, poll, method, sent, found):
+    server = await serve(sent)
+    for _ in range(2):
+        outcome = await poll(server.url(), method=method, expected_status=str(found[0]))
+        assert (outcome.status, outcome.status_code, outcome.size_bytes) == ("success", *found)
+        assert outcome.connection_reused is False
+
+
+async def test_a_line_break_behind_the_body_is_nothing(serve, poll):
+    server = await serve(answer(200, b"ok") + b"\r\n")
+    assert (await poll(server.url())).status == "success"
+    assert (await poll(server.url())).connection_reused
+
+
+async def test_junk_in_a_later_packet_is_left_over(serve, poll):
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc")
+        await peer.writer.drain()
+        await asyncio.sleep(0.02)  # a packet of its own
+        peer.send(b"defjunk")
+        await peer.gone()
+
+    server = await serve(script)
+    outcome = await poll(server.url())
+    assert (outcome.status, outcome.size_bytes) == ("success", 6)
+
+
 async def test_a_body_that_is_no_gzip_is_no_failure(serve, poll):
     server = await serve(answer(200, b"plain", "Content-Encoding: gzip"))
     outcome = await poll(server.url())

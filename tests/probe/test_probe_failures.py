@@ -6,6 +6,7 @@ import resource
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 import trustme
@@ -377,6 +378,18 @@ async def test_no_descriptors_left_is_our_own_fault(poll):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert (outcome.status, outcome.error_code) == ("unknown", "local")
     assert "EMFILE" in outcome.error_message
+
+
+async def test_a_time_out_noticed_late_is_our_own_fault(serve, poll):
+    async def stalling(peer: Peer) -> None:
+        await peer.request()
+        time.sleep(0.8)  # the whole process: a suspended machine, a loop that is stuck
+        await peer.gone()
+
+    server = await serve(stalling)
+    outcome = await poll(server.url(), timeout_ms=100)
+    assert (outcome.status, outcome.error_code) == ("unknown", "local")
+    assert "late" in outcome.error_message
 
 
 async def test_an_error_in_the_prober_is_contained_and_logged(serve, make_prober, caplog):

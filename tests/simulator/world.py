@@ -118,6 +118,11 @@ class Database:
             taken = [at for (pid, at) in self.rows if pid == claim.project_id]
             ranges = [(m.first_tick_ms, m.last_tick_ms) for m in self.missed if m.project_id == claim.project_id]
             self.missed += subtract(claim, taken, ranges)
+        for part in flush.parts:  # a row takes its tick out of a range that has it
+            for row in (row for batch in part.batches for row in batch.results if row.doubtful):
+                mine = [m for m in self.missed if m.project_id == row.project_id]
+                others = [m for m in self.missed if m.project_id != row.project_id]
+                self.missed = others + [rest for m in mine for rest in subtract(m, [row.scheduled_at_ms], [])]
         self.duplicates += duplicates
         return written, duplicates
 
@@ -135,6 +140,7 @@ class World:
         self.polls: list[Poll] = []
         self.in_flight: dict[tuple[str, int], Poll] = {}  # (incarnation, project)
         self.killed: set[str] = set()
+        self.lost_memory: set[tuple[int, int]] = set()  # ticks whose result or range died with its process
         self.projects: dict[int, ProjectSpec] = {}
         self.spans: list[Span] = []
         self.durable = c.DurableState()
@@ -221,6 +227,8 @@ class World:
             return
         process.alive = False
         self.killed.add(process.incarnation)
+        if isinstance(process.core, WorkerCore):
+            self.lost_memory |= memory_of(process.core)
         for key in [key for key in self.in_flight if key[0] == process.incarnation]:
             del self.in_flight[key]
         self.log.append(f"{self.now - EPOCH_MS} kill {process.incarnation}")
@@ -233,6 +241,8 @@ class World:
         wanted = not self.stopping and (name in self.names or name in ("coordinator", "writer"))
         if wanted and self.processes.get(name) is old:
             self.start(name)
+        elif not wanted:
+            self.retired.append(old)
 
     def freeze(self, name: str) -> None:
         """SIGSTOP."""
@@ -497,6 +507,7 @@ class World:
         result = PollResult(
             start.spec.id, start.scheduled_at_ms, poll.started * 1000, start.trigger, "success", 200,
             float(self.now - poll.started), None, None, None, None, None, None, None, 0, None, None, start.epoch,
+            start.doubtful,
         )  # fmt: skip
         self.step(process, w.PollsFinished([result]))
 
@@ -578,6 +589,21 @@ class World:
         self.run_until(lambda: not self.processes["writer"].alive, 15_000, "the writer ends")
 
 
+def memory_of(core: WorkerCore) -> set[tuple[int, int]]:
+    """The ticks a worker has taken and the database does not have for certain."""
+    outbox = core.outbox
+    batches = [results.decode_to_writer(kept.body) for kept in outbox._kept]
+    rows = outbox._results + [row for batch in batches for row in batch.results]
+    ranges = outbox._missed + [entry for batch in batches for entry in batch.missed] + core.missed._closed
+    ticks = {(row.project_id, row.scheduled_at_ms) for row in rows}
+    ticks |= {(project_id, flight.tick_ms) for project_id, flight in core.ticker.flights.items()}
+    for entry in ranges:
+        ticks |= {(entry.project_id, t) for t in range(entry.first_tick_ms, entry.last_tick_ms + 1, entry.interval_ms)}
+    for project_id, run in core.missed._open.items():
+        ticks |= {(project_id, t) for t in range(run.first_ms, run.last_ms + 1, run.interval_ms)}
+    return ticks
+
+
 def due_ticks(span: Span, horizon: int) -> list[int]:
     end = min(span.until if span.until is not None else horizon, horizon)
     phase = phase_ms(span.project_id, span.interval_ms)
@@ -586,7 +612,7 @@ def due_ticks(span: Span, horizon: int) -> list[int]:
 
 
 def check_law(world: World, horizon: int) -> dict[str, int]:
-    """Ticks due = rows + missed, each once.  Ticks polled by a process that was killed may be lost with its memory."""
+    """Ticks due = rows + missed, each once.  What a killed worker held in memory may be lost with it."""
     rows: defaultdict[int, set[int]] = defaultdict(set)
     for (pid, at), row in world.database.rows.items():
         if row.trigger == "tick":
@@ -594,7 +620,6 @@ def check_law(world: World, horizon: int) -> dict[str, int]:
     missed: defaultdict[int, list[int]] = defaultdict(list)
     for entry in world.database.missed:
         missed[entry.project_id] += range(entry.first_tick_ms, entry.last_tick_ms + 1, entry.interval_ms)
-    polled_by_killed = {(p.project_id, p.at) for p in world.polls if p.incarnation in world.killed}
     for pid, ticks in missed.items():
         assert len(ticks) == len(set(ticks)), f"project {pid}: missed ranges overlap"
     due_total = lost = 0
@@ -607,7 +632,7 @@ def check_law(world: World, horizon: int) -> dict[str, int]:
                 f"project {span.project_id}: tick {tick} is polled and missed: {_story(world, span.project_id, tick)}"
             )
             if not in_rows and not in_missed:
-                assert (span.project_id, tick) in polled_by_killed, (
+                assert (span.project_id, tick) in world.lost_memory, (
                     f"project {span.project_id}: tick {tick} unexplained; {span}: {_story(world, span.project_id, tick)}"
                 )
                 lost += 1

@@ -360,6 +360,20 @@ def test_idle_streams_leave_memory_and_are_asked_for_again():
     assert play.sent() == [(b"p", WhichStream())]
 
 
+def test_a_stream_that_waits_for_the_database_is_not_forgotten():
+    play = Play().hello().hello(b"q", S2)
+    play.tell(PeerUnreachable(b"q"))
+    while play.now < 1_000_000 + 2 * IDLE_MS:
+        if play.take(LoadLedger):
+            play.tell(DatabaseFailed("retry", "away"))
+        play.pass_ms(1000)
+    assert play.core.view(play.now).streams == 1
+    while not play.take(LoadLedger):
+        play.pass_ms(play.core.next_timer() - play.now)
+    play.tell(LedgerLoaded({S1: 0}))
+    assert play.sent() == [(b"p", StreamWelcome(S1, 0, CREDIT_BYTES))]
+
+
 def test_an_end_waits_for_what_is_pending():
     play = Play().welcomed().batch(1).say(b"p", StreamEnd(S1)).pass_ms(100)
     effects = play.take()

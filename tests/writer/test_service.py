@@ -47,8 +47,8 @@ def eventually(condition, what, deadline_s=DEADLINE_S):
 def batch(stream, seq, rows=3):
     now_ms = time.time_ns() // 1_000_000
     made = [
-        PollResult(seq * 1000 + n, now_ms, now_ms * 1000, "tick", "success", 200, 1.0, None, None, None, None, None, 0.5,
-                   0.1, 10, True, "127.0.0.1", 1)
+        PollResult(seq * 1000 + n, now_ms, now_ms * 1000, "tick", "success", 200, 1.0, None, None, None, None, None,
+                   0.5, 0.1, 10, True, "127.0.0.1", 1)
         for n in range(rows)
     ]  # fmt: skip
     return Batch(stream, seq, made, [])
@@ -80,6 +80,22 @@ class Peer:
     def receive_until_committed(self, seq):
         while self.receive(Committed).seq < seq:
             pass
+
+
+class Coordinator:
+    """Hears the writer's heartbeats."""
+
+    def __init__(self, socket):
+        self.socket = socket
+        self.writer = b""  # its routing id
+        self.beats = []
+
+    def hear(self):
+        """All heartbeats so far."""
+        while self.socket.poll(0):
+            self.writer, body = self.socket.recv_multipart()
+            self.beats.append(control.decode_to_coordinator(body))
+        return self.beats
 
 
 class Writer:
@@ -154,8 +170,30 @@ def context():
 
 
 @pytest.fixture
-def peer(context, settings):
-    return Peer(context, settings.results)
+def connect(context, settings):
+    """Connects one more worker."""
+    peers = []
+
+    def one():
+        peers.append(Peer(context, settings.results))
+        return peers[-1]
+
+    yield one
+    for peer in peers:
+        peer.socket.close()
+
+
+@pytest.fixture
+def peer(connect):
+    return connect()
+
+
+@pytest.fixture
+def coordinator(context, settings):
+    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    coordinator = Coordinator(bind_router(context, settings.control))
+    yield coordinator
+    coordinator.socket.close()
 
 
 @pytest.fixture
@@ -173,9 +211,7 @@ def query(database_url):
     return run
 
 
-def test_from_hello_to_a_clean_stop(start, peer, context, settings, query):
-    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    coordinator = bind_router(context, settings.control)
+def test_from_hello_to_a_clean_stop(start, peer, coordinator, settings, query):
     writer = start()
     stream = str(uuid.uuid4())
     assert peer.hello(stream).committed_seq == 0
@@ -183,27 +219,18 @@ def test_from_hello_to_a_clean_stop(start, peer, context, settings, query):
         peer.send(batch(stream, seq))
     peer.receive_until_committed(10)
     assert query("SELECT count(*) FROM poll_results") == 30
-    beats = []
-
-    def heard():
-        while coordinator.poll(0):
-            identity, body = coordinator.recv_multipart()
-            beats.append((identity, control.decode_to_coordinator(body)))
-        return beats and beats[-1][1].rows_written == 30
-
-    eventually(heard, "a heartbeat with 30 rows")
-    beat = beats[-1][1]
+    eventually(lambda: any(b.rows_written == 30 for b in coordinator.hear()), "a heartbeat with 30 rows")
+    beat = coordinator.beats[-1]
     assert (beat.incarnation, beat.pid, beat.state, beat.streams) == ("i1", writer.process.pid, "running", 1)
     assert beat.rss_bytes > 1_000_000
-    before = len(beats)
-    coordinator.send_multipart([beats[-1][0], control.encode(control.WhoAreYou())])
-    eventually(lambda: heard() and len(beats) > before, "an answer to WhoAreYou")
+    before = len(coordinator.beats)
+    coordinator.socket.send_multipart([coordinator.writer, control.encode(control.WhoAreYou())])
+    eventually(lambda: len(coordinator.hear()) > before, "an answer to WhoAreYou")
     peer.send(StreamEnd(stream))
     eventually(lambda: query("SELECT ended_at FROM ingest_stream"), "the end of the stream in the ledger")
     assert writer.stop() == 0
     assert not Path(settings.results.removeprefix("ipc://")).exists()
     assert writer.logged("everything received is committed")
-    coordinator.close()
 
 
 def test_batches_received_just_before_the_stop_are_committed(start, peer, query):
@@ -253,11 +280,11 @@ def test_a_killed_writer_is_replaced_without_a_loss_or_a_double(start, peer, que
     assert query("SELECT count(*) FROM poll_results") == 303
 
 
-def test_rubbish_disturbs_nobody(start, peer, context, settings):
+def test_rubbish_disturbs_nobody(start, peer, connect):
     writer = start()
     stream = str(uuid.uuid4())
     peer.hello(stream)
-    vandal = Peer(context, settings.results)
+    vandal = connect()
     good = results.encode(batch(stream, 1))
     for body in [b"", b"\x00", b"{}", b"null", good[:-1], good + b"x", b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff",
                  results.encode(["unknown", 1]), results.encode(["batch", stream, "x", [], []])]:  # fmt: skip
@@ -265,58 +292,58 @@ def test_rubbish_disturbs_nobody(start, peer, context, settings):
     vandal.socket.send_multipart([b"a", b"b", b"c"])
     vandal.socket.send_multipart([b"", good])
     vandal.send(StreamHello("not-a-uuid", "w", "i", 1))
-    huge = Peer(context, settings.results)
-    huge.socket.send(b"x" * (MESSAGE_BYTES_MAX + 1))
+    connect().socket.send(b"x" * (MESSAGE_BYTES_MAX + 1))
     vandal.send(batch(str(uuid.uuid4()), 1))
     vandal.receive(WhichStream)
     peer.send(batch(stream, 1))
     peer.receive_until_committed(1)
-    eventually(lambda: writer.logged("12 messages were not understood"), "one line about the rubbish")
+    eventually(lambda: told_of(writer) == 12, "lines about the rubbish")
     assert writer.stop() == 0
 
 
-def test_the_database_goes_away_and_comes_back(start, peer, context, settings, postgres_url, query):
-    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    coordinator = bind_router(context, settings.control)
+def told_of(writer):
+    """How many messages the log says were not understood."""
+    return sum(int(message.split()[0]) for message in writer.messages() if "were not understood" in message)
+
+
+@pytest.fixture
+def switch(postgres_url, settings):
+    """Takes the database away, and gives it back."""
+    name = settings.database_url.split("?")[0].rpartition("/")[2]
+
+    def turn(*, on):
+        statements = [f"ALTER DATABASE {name} ALLOW_CONNECTIONS {on}"]
+        if not on:
+            statements.append(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        asyncio.run(execute_once(postgres_url, *statements))
+
+    return turn
+
+
+def test_the_database_goes_away_and_comes_back(start, peer, coordinator, switch, query):
     writer = start()
     stream = str(uuid.uuid4())
     peer.hello(stream)
     peer.send(batch(stream, 1))
     peer.receive_until_committed(1)
-    name = settings.database_url.split("?")[0].rpartition("/")[2]
-    asyncio.run(execute_once(
-        postgres_url,
-        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
-    ))  # fmt: skip
+    switch(on=False)
     peer.send(batch(stream, 2))
-    states = []
-
-    def waiting():
-        while coordinator.poll(0):
-            states.append(control.decode_to_coordinator(coordinator.recv_multipart()[1]).state)
-        return states and states[-1] == "waiting_for_database"
-
-    eventually(waiting, "a heartbeat that says waiting_for_database")
+    eventually(
+        lambda: any(b.state == "waiting_for_database" for b in coordinator.hear()), "a heartbeat that says it waits"
+    )
     peer.send(batch(stream, 3))
-    asyncio.run(execute_once(postgres_url, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+    switch(on=True)
     peer.receive_until_committed(3)
     assert query("SELECT count(*) FROM poll_results") == 9
     assert writer.logged("the database answers again")
     assert writer.stop() == 0
-    coordinator.close()
 
 
-def test_a_stop_without_a_database_says_what_is_not_committed(start, peer, settings, postgres_url):
+def test_a_stop_without_a_database_says_what_is_not_committed(start, peer, switch):
     writer = start()
     stream = str(uuid.uuid4())
     peer.hello(stream)
-    name = settings.database_url.split("?")[0].rpartition("/")[2]
-    asyncio.run(execute_once(
-        postgres_url,
-        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false",
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
-    ))  # fmt: skip
+    switch(on=False)
     peer.send(batch(stream, 1, rows=7))
     eventually(lambda: writer.logged("trying again every few seconds"), "a line about the outage")
     assert writer.stop() == 1

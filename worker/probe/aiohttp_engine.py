@@ -9,156 +9,37 @@ Not here: when a poll is due, how many run at once, per-host limits, storing res
 """
 
 import asyncio
-import functools
-import ipaddress
 import logging
-import socket
 import ssl
 import time
-from typing import Literal
 
-import aiohappyeyeballs
 from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.project import ProjectSpec
 from worker.probe.connection import Connection, IdlePool
-from worker.probe.errors import ProbeError, from_connect, from_handshake, from_lost
+from worker.probe.connector import Connector
+from worker.probe.errors import ProbeError, from_lost
 from worker.probe.expected import parse_expected
+from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.request import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
     HttpRequest,
-    Origin,
     first_request,
     redirected_request,
 )
-from worker.probe.resolver import AddressInfo, Lookup, Resolver, system_lookup
+from worker.probe.resolver import Lookup, system_lookup
 
 INFORMATIONAL_MAX = 32
-HAPPY_EYEBALLS_DELAY_S = 0.25
-TLS_LIMIT_S = 660.0  # above every time-out a project may have: the poll's own deadline is what ends a handshake
-TLS_SHUTDOWN_S = 2.0
 SWEEP_S = 5.0
 CLOSE_WAIT_S = 1.0
 CACHED_REQUESTS_MAX = 4_096
 CACHED_REQUEST_MAX_BYTES = 8_192
 
 logger = logging.getLogger("worker.probe")
-
-Phase = Literal["lookup", "connect", "handshake", "send", "wait", "body"]
-
-
-class _Poll:
-    """One poll in flight: what is known so far."""
-
-    __slots__ = (
-        "connect_s",
-        "connection",
-        "dns_s",
-        "done",
-        "expired",
-        "first_byte_s",
-        "hops",
-        "needed_connection",
-        "peer",
-        "phase",
-        "remote_address",
-        "size_bytes",
-        "spec",
-        "started_at",
-        "status_code",
-        "tls_s",
-        "transfer_s",
-    )
-
-    def __init__(self, spec: ProjectSpec, done: OnOutcome) -> None:
-        self.spec = spec
-        self.done = done
-        self.started_at = time.monotonic()
-        self.expired = False
-        self.phase: Phase = "lookup"
-        self.peer = ""
-        self.hops = 0
-        self.connection: Connection | None = None
-        self.needed_connection: bool | None = None
-        self.dns_s: float | None = None
-        self.connect_s: float | None = None
-        self.tls_s: float | None = None
-        self.first_byte_s: float | None = None
-        self.transfer_s: float | None = None
-        self.size_bytes: int | None = None
-        self.status_code: int | None = None
-        self.remote_address: str | None = None
-
-    def complete(self, ended_at: float, expected: frozenset[int]) -> ProbeOutcome:
-        matches = self.status_code in expected
-        return ProbeOutcome(
-            "success" if matches else "failure",
-            self.status_code,
-            (ended_at - self.started_at) * 1e3,
-            None if matches else "status_mismatch",
-            None if matches else f"expected {self.spec.expected_status}, got {self.status_code}",
-            *self._measures(),
-        )
-
-    def failed(self, error: ProbeError) -> ProbeOutcome:
-        return ProbeOutcome(
-            "unknown" if error.code == "local" else "failure",
-            self.status_code,
-            None,
-            error.code,
-            error.message,
-            *self._measures(),
-        )
-
-    def _measures(
-        self,
-    ) -> tuple[
-        float | None, float | None, float | None, float | None, float | None, int | None, bool | None, str | None
-    ]:
-        needed = self.needed_connection
-        return (
-            _ms(self.dns_s),
-            _ms(self.connect_s),
-            _ms(self.tls_s),
-            _ms(self.first_byte_s),
-            _ms(self.transfer_s),
-            self.size_bytes,
-            None if needed is None else not needed,
-            self.remote_address,
-        )
-
-    def out_of_time(self) -> ProbeError:
-        limit = f"{self.spec.timeout_ms / 1000:g} s"
-        connection = self.connection
-        if self.phase == "send" and connection is not None and connection.sent_at is not None:
-            self.phase = "wait"
-        if self.hops:
-            return ProbeError(
-                "total_timeout", f"time-out of {limit} passed after {self.hops} redirect(s), {self.doing()} {self.peer}"
-            )
-        match self.phase:
-            case "lookup":
-                return ProbeError("dns", f"looking up {self.peer}: no answer within {limit}")
-            case "connect" | "handshake":
-                return ProbeError("connect_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
-            case "send":
-                return ProbeError("total_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
-            case "wait" | "body":
-                return ProbeError("read_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
-
-    def doing(self) -> str:
-        return {
-            "lookup": "looking up",
-            "connect": "connecting to",
-            "handshake": "in the TLS handshake with",
-            "send": "sending the request to",
-            "wait": "waiting for the answer of",
-            "body": f"reading the body ({self.size_bytes} bytes so far) from",
-        }[self.phase]
 
 
 class AiohttpProber:
@@ -174,10 +55,9 @@ class AiohttpProber:
     ) -> None:
         self._body_limit_bytes = body_limit_bytes
         self._loop = asyncio.get_running_loop()
-        self._resolver = Resolver(lookup)
-        self._tls = tls
+        self._connector = Connector(lookup, tls)
         self._pool = IdlePool() if pool is None else pool
-        self._tasks: dict[asyncio.Task[None], _Poll] = {}
+        self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -191,13 +71,14 @@ class AiohttpProber:
 
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
         assert not self._closed, "start() after close()"
-        poll = _Poll(spec, done)
+        poll = PollInFlight(spec, done)
         task = self._loop.create_task(self._run(poll))
         self._tasks[task] = poll
         task.add_done_callback(self._ended)
 
     def cancel_all(self) -> None:
-        for task in self._tasks:
+        for task, poll in self._tasks.items():
+            poll.dropped = True
             task.cancel()
 
     async def close(self, grace_s: float) -> None:
@@ -209,7 +90,7 @@ class AiohttpProber:
             await asyncio.wait(set(self._tasks))
         if self._sweep is not None:
             self._sweep.cancel()
-        self._resolver.close()
+        self._connector.close()
         closing = []
         for connection in self._pool.drain():
             closed = connection.closed
@@ -221,7 +102,7 @@ class AiohttpProber:
 
     # ---- the life of a poll -----------------------------------------------------------------------------------------
 
-    async def _run(self, poll: _Poll) -> None:
+    async def _run(self, poll: PollInFlight) -> None:
         task = asyncio.current_task()
         assert task is not None
         remaining_s = poll.started_at + poll.spec.timeout_ms / 1e3 - time.monotonic()
@@ -231,7 +112,7 @@ class AiohttpProber:
         except ProbeError as error:
             outcome = poll.failed(error)
         except asyncio.CancelledError:
-            if not poll.expired:
+            if poll.dropped or not poll.expired:
                 raise
             outcome = poll.failed(poll.out_of_time())
         except Exception as error:
@@ -242,10 +123,12 @@ class AiohttpProber:
             deadline.cancel()
             if poll.connection is not None:
                 poll.connection.discard()
-        poll.done(outcome)
+        if not poll.dropped:
+            poll.done(outcome)
 
-    def _expire(self, task: asyncio.Task[None], poll: _Poll) -> None:
+    def _expire(self, task: asyncio.Task[None], poll: PollInFlight) -> None:
         poll.expired = True
+        poll.late_s = time.monotonic() - poll.started_at - poll.spec.timeout_ms / 1e3
         task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -255,7 +138,7 @@ class AiohttpProber:
 
     # ---- the exchange -----------------------------------------------------------------------------------------------
 
-    async def _exchange(self, poll: _Poll) -> ProbeOutcome:
+    async def _exchange(self, poll: PollInFlight) -> ProbeOutcome:
         spec = poll.spec
         try:
             expected = parse_expected(spec.expected_status)
@@ -270,7 +153,7 @@ class AiohttpProber:
             reused = connection is not None
             if connection is None:
                 poll.needed_connection = True
-                connection = await self._connect(poll, origin)
+                connection = await self._connector.connect(poll, origin)
             elif poll.needed_connection is None:
                 poll.needed_connection = False
             poll.connection = connection
@@ -319,7 +202,9 @@ class AiohttpProber:
             self._requests[spec.id] = (spec, request)
         return request
 
-    def _redirect(self, poll: _Poll, own: HttpRequest, request: HttpRequest, status: int, location: str) -> HttpRequest:
+    def _redirect(
+        self, poll: PollInFlight, own: HttpRequest, request: HttpRequest, status: int, location: str
+    ) -> HttpRequest:
         if poll.hops == REDIRECTS_MAX:
             raise ProbeError("too_many_redirects", f"{poll.peer} redirects once more after {REDIRECTS_MAX} redirects")
         try:
@@ -331,7 +216,7 @@ class AiohttpProber:
         return request
 
     async def _read_body(
-        self, poll: _Poll, connection: Connection, payload: StreamReader, message: RawResponseMessage
+        self, poll: PollInFlight, connection: Connection, payload: StreamReader, message: RawResponseMessage
     ) -> None:
         """Count the body up to the limit."""
         size = poll.size_bytes = 0
@@ -361,80 +246,6 @@ class AiohttpProber:
         self._pool.expire(time.monotonic())
         if len(self._pool):
             self._sweep = self._loop.call_later(SWEEP_S, self._sweep_idle)
-
-    # ---- connecting -------------------------------------------------------------------------------------------------
-
-    async def _connect(self, poll: _Poll, origin: Origin) -> Connection:
-        addresses = _literal(origin) or self._resolver.kept(origin.host, origin.port)
-        begun_at = time.monotonic()
-        if addresses is None:
-            poll.phase = "lookup"
-            addresses = await self._resolver.resolve(origin.host, origin.port)
-            found_at = time.monotonic()
-            poll.dns_s = (poll.dns_s or 0.0) + found_at - begun_at
-            begun_at = found_at
-        poll.phase = "connect"
-        try:
-            connected = await aiohappyeyeballs.start_connection(
-                addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, loop=self._loop
-            )
-        except OSError as error:
-            raise from_connect(error, poll.peer) from error
-        connected_at = time.monotonic()
-        poll.connect_s = (poll.connect_s or 0.0) + connected_at - begun_at
-        factory = functools.partial(Connection, self._loop, origin)
-        if origin.scheme == "http":
-            try:
-                _, connection = await self._loop.create_connection(factory, sock=connected)
-            except OSError as error:
-                connected.close()
-                raise from_connect(error, poll.peer) from error
-            return connection
-        poll.phase = "handshake"
-        try:
-            poll.remote_address = str(connected.getpeername()[0])
-            _, connection = await self._loop.create_connection(
-                factory,
-                sock=connected,
-                ssl=self._tls_context(),
-                server_hostname=origin.host.rstrip(".").partition("%")[0],
-                ssl_handshake_timeout=TLS_LIMIT_S,
-                ssl_shutdown_timeout=TLS_SHUTDOWN_S,
-            )
-        except OSError as error:
-            connected.close()
-            raise from_handshake(error, poll.peer) from error
-        poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - connected_at
-        return connection
-
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
-
-
-def _ms(duration_s: float | None) -> float | None:
-    return None if duration_s is None else duration_s * 1e3
-
-
-@functools.lru_cache(maxsize=4_096)
-def _literal(origin: Origin) -> list[AddressInfo] | None:
-    """The address a host is, when it is one."""
-    try:
-        version = ipaddress.ip_address(origin.host).version
-    except ValueError:
-        return None
-    if version == 4:
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port))]
-    address, _, zone = origin.host.partition("%")
-    scope = 0
-    if zone:
-        try:
-            scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
-        except OSError:
-            scope = 0
-    return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, origin.port, 0, scope))]
 
 
 async def _read_head(connection: Connection) -> tuple[RawResponseMessage, StreamReader]:

@@ -11,8 +11,9 @@ import asyncio
 import time
 from typing import cast
 
-from aiohttp import ClientPayloadError
+from aiohttp import EMPTY_PAYLOAD, ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpResponseParser, RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from worker.probe.request import Origin
@@ -20,6 +21,9 @@ from worker.probe.request import Origin
 HEAD_LINE_MAX_BYTES = 65_536
 HEAD_HEADERS_MAX = 1_000
 HEAD_MAX_BYTES = 262_144  # informational answers included
+READ_BUFFER_BYTES = 65_536
+
+Answer = tuple[RawResponseMessage, StreamReader]
 
 IDLE_S = 65.0
 IDLE_MAX = 2_000
@@ -40,7 +44,9 @@ class Connection(ResponseHandler):
         self.lost = False
         self.lost_error: BaseException | None = None
         self.fault: str | None = None  # why what came is not HTTP
-        self._head_bytes = 0
+        self._without_body = False
+        self._head_complete = True
+        self._head = b""  # what came of the answer while its head is not complete
 
     def __repr__(self) -> str:
         return f"<Connection to {self.origin}{' lost' if self.lost else ''}>"
@@ -63,24 +69,34 @@ class Connection(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         if self.first_byte_at is None and data:
             self.first_byte_at = time.monotonic()
+        if self._head_complete:
+            super().data_received(data)
+            return
+        self._head += data
         super().data_received(data)
-        if self._payload is None and not self.lost:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_MAX_BYTES and self.transport is not None:
-                self.set_exception(HttpProcessingError(message=f"a head of more than {HEAD_MAX_BYTES} bytes"))
-                self.transport.abort()
+        if len(self._head) > HEAD_MAX_BYTES and self.transport is not None:
+            self.set_exception(HttpProcessingError(message=f"a head of more than {HEAD_MAX_BYTES} bytes"))
+            self.transport.abort()
+
+    def feed_data(self, data: Answer, size: int = 0) -> None:
+        if data[0].code >= 200 or data[0].code == 101:
+            self._head_complete = True
+            self._head = b""
+        super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         payload = self._payload
-        if exc_cause is None:
-            super().set_exception(exc)
-        else:
-            super().set_exception(exc, exc_cause)
         if isinstance(exc, HttpProcessingError):
+            if not self._head_complete and (answer := self._whole_answer()) is not None:
+                self.feed_data(answer)  # read before the exception, which only keeps the connection from being reused
             self.fault = _fault(exc, exc_cause)
             if payload is not None and not payload.is_eof():
                 # A parse error in a later packet would otherwise never reach the reader of the body.
                 payload.set_exception(ClientPayloadError(self.fault), exc)
+        if exc_cause is None:
+            super().set_exception(exc)
+        else:
+            super().set_exception(exc, exc_cause)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -91,7 +107,9 @@ class Connection(ResponseHandler):
         """Begin an exchange: ``wire`` is the whole request; ``without_body``: its answer has none (HEAD)."""
         self.sent_at = None
         self.first_byte_at = None
-        self._head_bytes = 0
+        self._without_body = without_body
+        self._head_complete = False
+        self._head = b""
         self._payload = None
         self.began_at = time.monotonic()
         if self.lost:  # already: reading says how
@@ -100,6 +118,7 @@ class Connection(ResponseHandler):
             skip_payload=without_body,
             read_until_eof=True,
             auto_decompress=False,
+            read_bufsize=READ_BUFFER_BYTES,
             max_line_size=HEAD_LINE_MAX_BYTES,
             max_field_size=HEAD_LINE_MAX_BYTES,
             max_headers=HEAD_HEADERS_MAX,
@@ -109,6 +128,42 @@ class Connection(ResponseHandler):
         self.transport.write(wire)
         if not self.writing_paused:
             self.sent_at = time.monotonic()
+
+    def _whole_answer(self) -> Answer | None:
+        """A complete answer that bytes follow which belong to none.
+
+        Some servers send a body with a HEAD, a 204 or a 304, or more of it than they announced; when that comes in one
+        packet the parser refuses all of it.
+        """
+        end = self._head.find(b"\r\n\r\n") + 4
+        if end < 4 or len(self._head) > end + READ_BUFFER_BYTES:
+            return None
+        parser = HttpResponseParser(
+            self,
+            self._loop,
+            READ_BUFFER_BYTES,
+            payload_exception=ClientPayloadError,
+            response_with_body=not self._without_body,
+            auto_decompress=False,
+            max_line_size=HEAD_LINE_MAX_BYTES,
+            max_field_size=HEAD_LINE_MAX_BYTES,
+            max_headers=HEAD_HEADERS_MAX,
+        )
+        try:
+            messages, _, _ = parser.feed_data(self._head[:end])
+            if len(messages) != 1 or messages[0][0].code < 200:
+                return None
+            message, payload = messages[0]
+            if self._without_body or message.code in {204, 304}:
+                return message, EMPTY_PAYLOAD
+            if payload.is_eof():
+                return message, payload
+            if message.chunked or "Content-Length" not in message.headers:
+                return None
+            parser.feed_data(self._head[end : end + int(message.headers["Content-Length"])])
+        except HttpProcessingError:
+            return None
+        return (message, payload) if payload.is_eof() else None
 
     def reusable(self) -> bool:
         return self.is_connected() and not self.should_close

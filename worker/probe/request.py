@@ -89,7 +89,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
 def parse_target(url: str) -> Target:
     parts = _URL.match(url)
     if parts is None:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        raise ValueError(f"not an http:// or https:// URL: {url!r}")
     scheme = parts[1].lower()
     userinfo, _, address = parts[2].rpartition("@")
     host, port = _split_port(address, url)
@@ -104,7 +104,7 @@ def parse_target(url: str) -> Target:
         authority = f"{authority}:{port}"
     rest = parts[3]
     if _UNSENDABLE.search(rest):
-        raise ValueError(f"{url!r} contains a space or control character")
+        raise ValueError(f"a space or control character in the URL {url!r}")
     if not rest.isascii():
         rest = quote_from_bytes(rest.encode("utf-8", "surrogateescape"), safe=_ASCII_PRINTABLE)
     return Target(
@@ -122,18 +122,18 @@ def _split_port(address: str, url: str) -> tuple[str, int | None]:
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise ValueError(f"{url!r} has no valid IPv6 address between its brackets") from None
+            raise ValueError(f"no valid IPv6 address between the brackets of the URL {url!r}") from None
         if not bracket or (tail and not tail.startswith(":")):
-            raise ValueError(f"{url!r} has no valid host")
+            raise ValueError(f"no valid host in the URL {url!r}")
         port = tail[1:]
     else:
         host, _, port = address.partition(":")
     if not host:
-        raise ValueError(f"{url!r} has no host")
+        raise ValueError(f"no host in the URL {url!r}")
     if not port:
         return host, None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65_536):
-        raise ValueError(f"{url!r} has no valid port")
+        raise ValueError(f"no valid port in the URL {url!r}")
     return host, int(port)
 
 
@@ -144,7 +144,7 @@ def _ascii_host(host: str, url: str) -> str:
         except ValueError:
             host = ""
     if not _HOST_NAME.fullmatch(host) or len(host) > 255 or host.startswith(".") or ".." in host:
-        raise ValueError(f"{url!r} has no valid host name")
+        raise ValueError(f"no valid host name in the URL {url!r}")
     return host
 
 
@@ -152,7 +152,7 @@ def resolve_location(base: Target, location: str) -> Target:
     """Where a Location header leads from ``base`` (RFC 3986 section 5; the fragment plays no part)."""
     text = location.strip(" \t").replace(" ", "%20")
     if _UNSENDABLE.search(text):
-        raise ValueError(f"the redirect target {text!r} contains control characters")
+        raise ValueError(f"control characters in the redirect target {text!r}")
     if _SCHEME.match(text):
         absolute = text
     elif text.startswith("//"):

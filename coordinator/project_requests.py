@@ -1,0 +1,99 @@
+"""What people ask of projects, one transaction each: add, enable, disable, delete.
+
+The core hears of a change in the same step, not by the notification that follows it.  Every failure is a ClusterError
+that says whether something was changed.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster.errors import ClusterError
+from cluster.project import ProjectFields
+from coordinator.project_rows import Applied, fetch_ends, fetch_projects
+from coordinator.projects import ProjectSource
+
+LOCK_TIMEOUT_MS = 3_000  # how long a request waits for a row that someone else holds
+
+_INSERT = """
+    INSERT INTO projects
+        (url, name, method, headers, body, expected_status, interval, unit, timeout_ms, follow_redirects, enabled)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"""
+
+
+class ProjectRequests:
+    def __init__(self, source: ProjectSource) -> None:
+        self._source = source
+
+    async def insert(self, fields: ProjectFields) -> int:
+        """Add a project; it is polled when this returns.  Returns its id."""
+        headers = None if fields.headers is None else msgspec.json.encode(fields.headers).decode()
+        async with self._source.step() as connection:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                project_id: int = await connection.fetchval(
+                    _INSERT,
+                    fields.url,
+                    fields.name,
+                    fields.method,
+                    headers,
+                    fields.body,
+                    fields.expected_status,
+                    fields.interval,
+                    fields.unit,
+                    fields.timeout_ms,
+                    fields.follow_redirects,
+                    fields.enabled,
+                )
+                rows = await fetch_projects(connection, [project_id])
+            self._source.apply_rows(rows)
+        return project_id
+
+    async def enable(self, project_id: int) -> None:
+        """Enable a row if it is disabled, and load it."""
+        async with self._source.step() as connection:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                enabled = await connection.fetchval("SELECT enabled FROM projects WHERE id = $1", project_id)
+                if enabled is None:
+                    raise ClusterError(
+                        f"there is no project {project_id} in table projects; `cluster projects list` shows them",
+                        code="unknown_project",
+                    )
+                if not enabled:
+                    await connection.execute(
+                        "UPDATE projects SET enabled = true WHERE id = $1 AND NOT enabled", project_id
+                    )
+                rows = await fetch_projects(connection, [project_id])
+            usable = self._source.apply_rows(rows)
+        if rows and not usable:
+            why = self._source.invalid.get(project_id, "see the log")
+            raise ClusterError(f"project {project_id} can't be polled: {why}", code="invalid_project")
+        if not rows:
+            raise ClusterError(f"project {project_id} was disabled or deleted again by somebody else", code="conflict")
+
+    async def remove(self, ids: Sequence[int], *, delete: bool, token: int) -> None:
+        """Disable or delete all of these, or none; the core confirms ``token`` when nobody polls them any more."""
+        async with self._source.step() as connection:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+                rows = await connection.fetch(
+                    "SELECT id FROM projects WHERE id = ANY($1::bigint[]) ORDER BY id FOR UPDATE", ids
+                )
+                unknown = sorted(set(ids) - {row["id"] for row in rows})
+                if unknown:
+                    shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
+                    raise ClusterError(
+                        f"there is no project {shown} in table projects; nothing was changed", code="unknown_project"
+                    )
+                if delete:
+                    await connection.execute("DELETE FROM projects WHERE id = ANY($1::bigint[])", ids)
+                else:
+                    await connection.execute(
+                        "UPDATE projects SET enabled = false WHERE id = ANY($1::bigint[]) AND enabled", ids
+                    )
+                removed = await fetch_ends(connection, ids, self._source.now_ms())
+            self._source.apply_removed(removed, token)
+
+    async def reload(self) -> Applied:
+        return await self._source.reload()

@@ -1,0 +1,226 @@
+"""Commands that need only the database."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from cluster.cli.data import parse_instant
+from cluster.errors import InvalidInputError
+
+
+def sql(url, *statements):
+    async def run():
+        conn = await asyncpg.connect(url)
+        try:
+            return [await conn.fetch(*(each if isinstance(each, tuple) else (each,))) for each in statements]
+        finally:
+            await conn.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def db(cluster, database_url, monkeypatch):
+    """The command line with a fresh database."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    cluster.url = database_url
+    return cluster
+
+
+def fill(url, count=3):
+    insert = """
+        INSERT INTO projects (name, url, headers)
+        SELECT 'p ' || n, 'http://a.example/' || n, '{"X-N": "1"}' FROM generate_series(1, $1::int) n
+    """
+    sql(url, (insert, count))
+
+
+INSERT_RESULTS = """
+    INSERT INTO poll_results (project_id, scheduled_at, polled_at, trigger, status, status_code, response_time_ms,
+                              error_code, error_message, worker, epoch)
+    SELECT 1, $1::timestamptz + n * interval '1 second', $1::timestamptz + n * interval '1 second' + interval '3 ms',
+           'tick', 'failure', 503, 12.5, 'status_mismatch', 'expected 200, got 503', 'worker-1', 1
+    FROM generate_series(1, 30) n
+"""
+DATABASE_COMMANDS = [
+    ("projects", "list"),
+    ("projects", "show", "1"),
+    ("projects", "enable", "1"),
+    ("projects", "export"),
+    ("results", "1"),
+    ("audit",),
+]
+
+
+@pytest.mark.parametrize("arguments", DATABASE_COMMANDS)
+def test_without_a_database_it_is_said_and_none_is_made(cluster, data_dir, arguments):
+    ran = cluster(*arguments)
+    assert ran.status == 2
+    assert "no database: set DATABASE_URL" in ran.error
+    assert list(data_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [*DATABASE_COMMANDS, ("migrate",)])
+def test_an_unreachable_database_is_one_line(cluster, monkeypatch, arguments):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
+    ran = cluster(*arguments)
+    assert ran.status == 1
+    assert "cannot reach the database" in ran.error
+    assert "secret" not in ran.err
+
+
+@pytest.mark.parametrize("arguments", DATABASE_COMMANDS)
+def test_a_database_without_our_tables_is_one_line(cluster, monkeypatch, empty_database_url, arguments):
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    ran = cluster(*arguments)
+    assert ran.status == 1
+    assert "run `cluster migrate`" in ran.error
+
+
+def test_the_database_of_a_running_cluster_must_be_named(cluster, admin):
+    ran = cluster("projects", "list")
+    assert ran.status == 2
+    assert "uses a database of its own" in ran.error
+
+
+def test_migrate(cluster, monkeypatch, empty_database_url):
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    ran = cluster("migrate")
+    assert ran.status == 0
+    assert ran.out.startswith("applied 0001_initial\n")
+    assert cluster("migrate").out == "nothing to apply: the database is up to date\n"
+
+
+def test_the_embedded_database_of_the_data_directory(cluster, data_dir):
+    assert cluster("migrate").status == 0
+    assert (data_dir / "postgres" / "data" / "PG_VERSION").exists()
+    assert not (data_dir / "postgres" / "data" / "postmaster.pid").exists()
+    ran = cluster("projects", "list")
+    assert ran.status == 0
+    assert cluster("audit", "--json").status == 0
+
+
+def test_list_and_show(db):
+    fill(db.url)
+    out = db("projects", "list").out
+    assert "http://a.example/1" in out
+    assert "60 seconds" in out
+    assert db("projects", "list", "--limit", "2").out.endswith("2 of 3; --limit 0 shows all\n")
+    found = [json.loads(line) for line in db("projects", "list", "--json", "--search", "P 2").out.splitlines()]
+    assert [(each["id"], each["headers"]) for each in found] == [(2, {"X-N": "1"})]
+    shown = json.loads(db("projects", "show", "2", "--json").out)
+    assert (shown["name"], shown["last_result"]) == ("p 2", None)
+    assert "http://a.example/2" in db("projects", "show", "2").out
+
+
+def test_enable_and_disable_are_all_or_nothing(db):
+    fill(db.url)
+    assert db("projects", "disable", 1, 2, 2).out == "disabled 2\n"
+    assert db("projects", "disable", 1, 3).out == "disabled 1\n"
+    ran = db("projects", "enable", 1, 9, 8)
+    assert ran.status == 1
+    assert ran.error == "there is no project 8, 9; nothing was changed"
+    (rows,) = sql(db.url, "SELECT enabled FROM projects")
+    assert [row["enabled"] for row in rows] == [False] * 3
+    assert db("projects", "enable", 1).out == "enabled 1\n"
+    assert db("projects", "show", "99").error == "there is no project 99; nothing was changed"
+
+
+def test_export_and_import_bring_back_the_same_table(db, tmp_path):
+    fill(db.url)
+    assert db("projects", "export", tmp_path / "all.jsonl").err == "exported 3 projects\n"
+    before = db("projects", "export").out
+    assert before == (tmp_path / "all.jsonl").read_text()
+    sql(db.url, "DELETE FROM projects WHERE id = 2", "UPDATE projects SET enabled = false, name = 'other'")
+    assert db("projects", "import", tmp_path / "all.jsonl", "--dry-run").out == "would add 1, update 2\n"
+    assert '"other"' in db("projects", "export").out
+    assert db("projects", "import", tmp_path / "all.jsonl").out == "added 1, updated 2\n"
+    assert db("projects", "export").out == before
+
+
+def test_import_adds_lines_without_an_id_after_those_with_one(db, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"url": "http://a/", "id": 50}\n\n{"url": "http://b/", "interval": "5m"}\n')
+    assert db("projects", "import", file).out == "added 2, updated 0\n"
+    (rows,) = sql(db.url, "SELECT id, url, interval, unit FROM projects ORDER BY id")
+    assert [tuple(row) for row in rows] == [(50, "http://a/", 60, "seconds"), (51, "http://b/", 5, "minutes")]
+
+
+def test_import_refuses_all_when_a_line_is_wrong_and_names_each(db, tmp_path):
+    file = tmp_path / "some.jsonl"
+    lines = [
+        "http://a", "x", '{"url": "http://a/"}', "nonsense", "[1]", '{"url": "http://a/", "unit": "days"}',
+        '{"url": "http://a/", "id": 0}', '{"url": "http://a/", "id": 7}', '{"url": "http://a/", "id": 7}',
+    ]  # fmt: skip
+    file.write_text("\n".join(lines))
+    ran = db("projects", "import", file)
+    assert ran.status == 2
+    complaints = ran.err.splitlines()
+    assert [line.split(":")[0] for line in complaints] == [
+        "line 1", "line 2", "line 4", "line 5", "line 6", "line 7", "line 9", "Error",
+    ]  # fmt: skip
+    assert complaints[4].startswith("line 6: unit: must be seconds, minutes or hours")
+    assert complaints[-1].startswith("Error: 7 lines are wrong")
+    assert sql(db.url, "SELECT count(*) FROM projects")[0][0][0] == 0
+
+
+def test_import_complains_of_at_most_so_many_lines(db, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text("x\n" * 1_000)
+    assert len(db("projects", "import", file).err.splitlines()) == 21
+    assert db("projects", "import", tmp_path / "none").status == 2
+
+
+def test_results(db):
+    fill(db.url, 1)
+    assert db("results", "1").out == "no results yet\n"
+    assert db("results", "2").error == "there is no project 2"
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    sql(
+        db.url,
+        f"CREATE TABLE IF NOT EXISTS part_of_today PARTITION OF poll_results FOR VALUES FROM ('{today.isoformat()}') "
+        f"TO ('{(today + timedelta(days=1)).isoformat()}')",
+        (INSERT_RESULTS, today),
+    )
+    out = db("results", "1").out
+    assert out.count("status_mismatch: expected 200, got 503") == 20
+    assert "3.0" in out
+    rows = [json.loads(line) for line in db("results", "1", "--last", "2", "--json").out.splitlines()]
+    assert [row["status_code"] for row in rows] == [503, 503]
+    assert rows[0]["scheduled_at"] == (today + timedelta(seconds=30)).isoformat()
+    assert "503" in db("projects", "show", "1").out
+
+
+def test_audit_says_whether_the_law_holds(db):
+    ran = db("audit")
+    assert (ran.status, ran.out) == (0, "nothing is accounted for yet, so there is nothing to audit\n")
+    fill(db.url, 2)
+    sql(
+        db.url,
+        "UPDATE project_spans SET since = now() - interval '1 hour'",
+        "UPDATE cluster_state SET accounted_to = now()",
+    )
+    ran = db("audit")
+    assert ran.status == 1
+    assert "the accounting law is broken: 2 projects, 2 of them" in ran.out
+    report = json.loads(db("audit", "--json").out)
+    assert report["holds"] is False
+    assert report["total"]["due"] == report["total"]["unexplained"] == 120
+    assert [each["project_id"] for each in report["projects"]] == [1, 2]
+    one = json.loads(db("audit", "--json", "--project", "1", "--from", "30m").out)
+    assert one["total"]["due"] == 30
+    assert json.loads(db("audit", "--json", "--to", "2020-01-01").out)["holds"] is True
+
+
+def test_instants_as_people_write_them():
+    assert parse_instant("--to", None) is None
+    assert parse_instant("--to", "2026-01-31T12:00:00Z") == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert parse_instant("--to", "2026-01-31T12:00:00+02:00") == datetime(2026, 1, 31, 10, tzinfo=UTC)
+    assert parse_instant("--to", "2026-01-31").tzinfo is UTC
+    assert abs(parse_instant("--to", "2h") - datetime.now(UTC) + timedelta(hours=2)) < timedelta(seconds=5)
+    for wrong in ("yesterday", "2h ago", "", "2026-13-01"):
+        with pytest.raises(InvalidInputError, match="--to must be an instant"):
+            parse_instant("--to", wrong)

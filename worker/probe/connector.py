@@ -1,0 +1,103 @@
+"""New connections: name, TCP connect over all addresses (happy eyeballs), TLS handshake, each timed on its own.
+
+It keeps no connections and sets no deadline: the poll it connects for is cancelled when its time is up.
+"""
+
+import asyncio
+import functools
+import ipaddress
+import socket
+import ssl
+import time
+
+import aiohappyeyeballs
+
+from worker.probe.connection import Connection
+from worker.probe.errors import from_connect, from_handshake
+from worker.probe.in_flight import PollInFlight
+from worker.probe.request import Origin
+from worker.probe.resolver import AddressInfo, Lookup, Resolver
+
+HAPPY_EYEBALLS_DELAY_S = 0.25
+TLS_LIMIT_S = 660.0  # above every time-out a project may have: the poll's own deadline is what ends a handshake
+TLS_SHUTDOWN_S = 2.0
+
+
+class Connector:
+    """``tls`` None: the system's trust store, read when first needed."""
+
+    def __init__(self, lookup: Lookup, tls: ssl.SSLContext | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._resolver = Resolver(lookup)
+        self._tls = tls
+
+    def close(self) -> None:
+        self._resolver.close()
+
+    async def connect(self, poll: PollInFlight, origin: Origin) -> Connection:
+        addresses = _literal(origin) or self._resolver.kept(origin.host, origin.port)
+        begun_at = time.monotonic()
+        if addresses is None:
+            poll.phase = "lookup"
+            addresses = await self._resolver.resolve(origin.host, origin.port)
+            found_at = time.monotonic()
+            poll.dns_s = (poll.dns_s or 0.0) + found_at - begun_at
+            begun_at = found_at
+        poll.phase = "connect"
+        try:
+            connected = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, loop=self._loop
+            )
+        except OSError as error:
+            raise from_connect(error, poll.peer) from error
+        connected_at = time.monotonic()
+        poll.connect_s = (poll.connect_s or 0.0) + connected_at - begun_at
+        factory = functools.partial(Connection, self._loop, origin)
+        if origin.scheme == "http":
+            try:
+                _, connection = await self._loop.create_connection(factory, sock=connected)
+            except OSError as error:
+                connected.close()
+                raise from_connect(error, poll.peer) from error
+            return connection
+        poll.phase = "handshake"
+        try:
+            poll.remote_address = str(connected.getpeername()[0])
+            _, connection = await self._loop.create_connection(
+                factory,
+                sock=connected,
+                ssl=self._tls_context(),
+                server_hostname=origin.host.rstrip(".").partition("%")[0],
+                ssl_handshake_timeout=TLS_LIMIT_S,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_S,
+            )
+        except OSError as error:
+            connected.close()
+            raise from_handshake(error, poll.peer) from error
+        poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - connected_at
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+
+@functools.lru_cache(maxsize=4_096)
+def _literal(origin: Origin) -> list[AddressInfo] | None:
+    """The address a host is, when it is one."""
+    try:
+        version = ipaddress.ip_address(origin.host).version
+    except ValueError:
+        return None
+    if version == 4:
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port))]
+    address, _, zone = origin.host.partition("%")
+    scope = 0
+    if zone:
+        try:
+            scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
+        except OSError:
+            scope = 0
+    return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, origin.port, 0, scope))]
