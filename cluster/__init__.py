@@ -1,4 +1,4 @@
-"""What every role of a ringpoll cluster shares: configuration, messages, sockets, the core/driver pair, the command line.
+"""What every role of a cluster shares: configuration, messages, sockets, the core/driver pair, the command line.
 
 This package imports no other package of the project.  ``coordinator``, ``worker`` and ``writer`` import only this one;
 the roles meet on the wire.

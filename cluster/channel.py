@@ -50,6 +50,8 @@ class Channel:
 
     def reply(self, frames: list[bytes]) -> bool:
         """Send a multipart message as it is (the admin socket answers REQ clients with their envelope)."""
+        if self._closed:
+            return False
         try:
             self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
         except zmq.Again:

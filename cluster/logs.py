@@ -281,10 +281,10 @@ def human_line(fields: dict[str, Any], *, colour: bool) -> str:
     at = _local_time(str(fields.get("ts", "")))
     if colour:
         shade = _COLOURS.get(level, "")
-        line = f"{_DIM}{at}{_RESET} {shade}{level.upper():<8}{_RESET} {_DIM}{who:<18}{_RESET} {message}"
+        line = f"{_DIM}{at}{_RESET} {shade}{level.upper():<8}{_RESET} {_DIM}{who:<19}{_RESET} {message}"
         line += f" {_DIM}{_plain(extra)}{_RESET}" if extra else ""
     else:
-        line = f"{at} {level.upper():<8} {who:<18} {message}"
+        line = f"{at} {level.upper():<8} {who:<19} {message}"
         line += f" {_plain(extra)}" if extra else ""
     if fields.get("trace"):
         line += "\n" + "\n".join("    " + _plain(each) for each in str(fields["trace"]).splitlines())

@@ -4,7 +4,14 @@ from typing import Literal
 
 import msgspec
 
-from cluster.messages.control import EndedSpan, FromCoordinator, RemovedProject, ToCoordinator, WorkerStats, WriterHeartbeat
+from cluster.messages.control import (
+    EndedSpan,
+    FromCoordinator,
+    RemovedProject,
+    ToCoordinator,
+    WorkerStats,
+    WriterHeartbeat,
+)
 
 
 class ProjectRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -32,9 +39,9 @@ class PeerUnreachable(msgspec.Struct, frozen=True):
 class ProjectsChanged(msgspec.Struct, frozen=True):
     """Enabled projects as they are now, and projects that are no more.  Records equal to those held change nothing.
 
-    ``initial``: part of the load at the start, so nothing is polled at once.  ``ended``: with the initial load, spans that
-    ended after everything was last accounted for (changes made while the cluster was down).  ``token``: answered by ``ConfirmChange``
-    when the workers concerned have acknowledged.
+    ``initial``: part of the load at the start, so nothing is polled at once.  ``ended``: with the initial load, spans
+    that ended after everything was last accounted for (changes made while the cluster was down).  ``token``: answered
+    by ``ConfirmChange`` when the workers concerned have acknowledged.
     """
 
     records: list[ProjectRecord]
@@ -113,7 +120,7 @@ class WriteLog(msgspec.Struct, frozen=True):
 
 Effect = Send | SaveEpoch | JournalProjects | ConfirmChange | WriteLog
 
-# ---- what outlives the process, and what others may look at -----------------------------------------------------------
+# ---- what outlives the process, and what others may look at -------------------------------------------------------
 
 
 class Totals(msgspec.Struct):

@@ -63,10 +63,11 @@ class StatusServer:
             keepalive_timeout=KEEP_ALIVE_S,
             max_line_size=LINE_BYTES_MAX,
             max_field_size=LINE_BYTES_MAX,
+            shutdown_timeout=CLOSE_S,
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, shutdown_timeout=CLOSE_S).start()
+            await web.TCPSite(runner, host, port).start()
         except OSError as error:
             await runner.cleanup()
             why = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))

@@ -85,6 +85,7 @@ class ProjectJournal:
         self._busy: asyncio.Future[str | None] | None = None
         self._settled = asyncio.Event()  # set after each batch of work
         self._rebuilding = False
+        self._closed = False
         self._stale = False  # something is missing in the file
         self._files = _JournalFiles(self.path)
 
@@ -132,7 +133,10 @@ class ProjectJournal:
             await self._settled.wait()
 
     async def close(self) -> None:
-        """Write what is queued."""
+        """Write what is queued; nothing may be handed over any more."""
+        if self._closed:
+            return
+        self._closed = True
         while self._busy is not None:
             self._settled.clear()
             await self._settled.wait()

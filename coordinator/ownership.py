@@ -39,8 +39,7 @@ class Partition(msgspec.Struct, gc=False):
 class Ownership:
     def __init__(self, marks: list[int | None], *, cold_reason: ResumeReason = "down") -> None:
         self.partitions = [
-            Partition(mark_ms=mark, resume=Resume(mark, cold_reason))
-            for mark in (marks or [None] * PARTITIONS)
+            Partition(mark_ms=mark, resume=Resume(mark, cold_reason)) for mark in (marks or [None] * PARTITIONS)
         ]
         assert len(self.partitions) == PARTITIONS
 
@@ -154,7 +153,5 @@ def _after_loss(partition: Partition) -> Resume:
     if start is None:
         return Resume(partition.mark_ms, "handover")
     done_ms = -1 if partition.mark_ms is None else partition.mark_ms
-    waiting = [
-        msgspec.structs.replace(poll, doubtful=True) for poll in start.waiting if poll.scheduled_at_ms > done_ms
-    ]
+    waiting = [msgspec.structs.replace(poll, doubtful=True) for poll in start.waiting if poll.scheduled_at_ms > done_ms]
     return Resume(max(start.after_ms or 0, done_ms) if start.after_ms is not None else None, start.reason, waiting)

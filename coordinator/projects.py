@@ -25,6 +25,7 @@ import msgspec
 
 from cluster.database import Connection, Failure, classify, connect, describe
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.messages.admin import ProjectId
 from cluster.messages.control import EndedSpan, RemovedProject
 from coordinator.events import ProjectRecord
 from coordinator.journal import ProjectJournal
@@ -65,7 +66,7 @@ logger = logging.getLogger("coordinator.projects")
 
 T = TypeVar("T")
 
-_decode_ids = msgspec.json.Decoder(list[int]).decode
+_decode_ids = msgspec.json.Decoder(list[ProjectId]).decode
 
 
 class ProjectSink(Protocol):

@@ -29,7 +29,9 @@ _MINIMUM_SHARE = 1e-3  # of the mean partition's weight: so that partitions with
 @lru_cache(maxsize=8)
 def _ring(members: tuple[str, ...]) -> tuple[list[int], list[str]]:
     points = sorted(
-        (xxh3_64_intdigest(f"{member}#{point}".encode()), member) for member in members for point in range(POINTS_PER_WORKER)
+        (xxh3_64_intdigest(f"{member}#{point}".encode()), member)
+        for member in members
+        for point in range(POINTS_PER_WORKER)
     )
     return [position for position, _ in points], [member for _, member in points]
 
@@ -120,11 +122,7 @@ def _welcome(
     counts = dict.fromkeys(newcomers, 0)
     for partition in settled:
         member = next(preferences(partition, names))
-        if (
-            member in newcomers
-            and counts[member] + 1 <= fair_count
-            and loads[member] + effective[partition] <= mean
-        ):
+        if member in newcomers and counts[member] + 1 <= fair_count and loads[member] + effective[partition] <= mean:
             loads[owners[partition] or ""] -= effective[partition]
             owners[partition] = member
             loads[member] += effective[partition]

@@ -315,7 +315,9 @@ class WorkerCore:
             self.phase = "ended"
             self._deadline_ms = None
             left = self.outbox.unacked_records
-            effects.append(Exit(1, f"{left} results could not be committed within {COMMIT_MAX_MS // 1000} s and are lost"))
+            effects.append(
+                Exit(1, f"{left} results could not be committed within {COMMIT_MAX_MS // 1000} s and are lost")
+            )
         return effects
 
     def _final_mark(self) -> Mark:

@@ -193,7 +193,14 @@ class Ticker:
             if flight.trigger == "tick":
                 tick = flight.tick_ms
                 self.missed.add(
-                    project_id, flight.partition, tick, tick, flight.interval_ms, "down", self._epoch(flight.partition), now_ms
+                    project_id,
+                    flight.partition,
+                    tick,
+                    tick,
+                    flight.interval_ms,
+                    "down",
+                    self._epoch(flight.partition),
+                    now_ms,
                 )
 
     def stop(self, now_ms: int) -> None:
@@ -477,7 +484,7 @@ class Ticker:
             self.missed.add(span.project_id, partition, first, last, span.interval_ms, reason, epoch, now_ms)
 
     def _change_interval(self, scheduled: Scheduled, old: ProjectSpec, now_ms: int) -> None:
-        """The span changed at ``since_ms``, a moment ago: ticks of the new grid since then that the old one didn't have."""
+        """The span changed at ``since_ms``, a moment ago: the new grid may have ticks since that the old had not."""
         spec = scheduled.spec
         old_phase, old_next = scheduled.phase, scheduled.next_ms
         scheduled.phase = phase_ms(spec.id, spec.interval_ms)

@@ -200,6 +200,7 @@ class WriterCore:
         assert self._gaps == {s.stream_id for s in self._streams.values() if s.rewound_ms is not None}
         assert (self._flush is not None) == any(s.taken for s in self._streams.values())
         assert self._operation != "flush" or self._flush is not None
+        assert self._retry_at is None or self._error, "a pause without a failure"
         assert len(self._streams) <= STREAMS_MAX
 
     # ---- messages ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ operation at a time.
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -30,8 +29,7 @@ import msgspec
 from cluster import database
 from cluster.database import Connection, Failure
 from cluster.errors import ClusterError
-from writer import partitions
-from writer.claims import subtract
+from writer import ledger, partitions
 from writer.events import FailureKind, Flush, FlushCommitted, StreamPart
 from writer.records import (
     FUTURE_MS,
@@ -45,15 +43,13 @@ from writer.records import (
     fault_of_missed,
     fault_of_result,
     missed_rows,
-    ms_of_pg,
-    pg_us,
     reject_row,
     result_rows,
 )
+from writer.taken import unclaimed
 
 OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
 ATTEMPTS_MAX = 4  # of one flush per call: ledger, partition, careful path
-CLAIMS_PER_QUERY = 500
 CLAIM_REASONS = frozenset({"handover", "down"})
 
 logger = logging.getLogger("writer.store")
@@ -66,10 +62,6 @@ class StoreError(Exception):
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-class _LedgerMoved(Exception):  # noqa: N818 - control flow within this module, never seen outside
-    """A ledger row was not at its base_seq; nothing was changed."""
 
 
 class _Plan(msgspec.Struct):
@@ -90,13 +82,17 @@ class _Written(msgspec.Struct):
 async def open_connection(url: str) -> Connection:
     """A connection whose timestamps are ints: microseconds since 2000-01-01 UTC (see writer.records)."""
     conn = await database.connect(url)
-    await conn.set_type_codec(
-        "timestamptz",
-        schema="pg_catalog",
-        encoder=lambda instant_us: (instant_us,),
-        decoder=lambda instant: instant[0],
-        format="tuple",
-    )
+    try:
+        await conn.set_type_codec(
+            "timestamptz",
+            schema="pg_catalog",
+            encoder=lambda instant_us: (instant_us,),
+            decoder=lambda instant: instant[0],
+            format="tuple",
+        )
+    except BaseException:
+        conn.terminate()
+        raise
     return conn
 
 
@@ -114,26 +110,11 @@ class Store:
 
     async def load_ledger(self, stream_ids: Sequence[str]) -> dict[str, int]:
         """The ledger's last_seq of each stream, 0 for one without a row.  Raises StoreError."""
-
-        async def load(conn: Connection) -> dict[str, int]:
-            rows = await conn.fetch(
-                "SELECT stream_id, last_seq FROM ingest_stream WHERE stream_id = ANY($1::uuid[])", list(stream_ids)
-            )
-            found = {row["stream_id"]: int(row["last_seq"]) for row in rows}
-            return {stream_id: found.get(uuid.UUID(stream_id), 0) for stream_id in stream_ids}
-
-        return await self.run(load)
+        return await self.run(lambda conn: ledger.positions(conn, stream_ids))
 
     async def mark_ended(self, stream_ids: Sequence[str]) -> None:
         """Note that nothing follows in these streams.  Raises StoreError."""
-
-        async def mark(conn: Connection) -> None:
-            await conn.execute(
-                "UPDATE ingest_stream SET ended_at = now() WHERE stream_id = ANY($1::uuid[]) AND ended_at IS NULL",
-                list(stream_ids),
-            )
-
-        await self.run(mark)
+        await self.run(lambda conn: ledger.mark_ended(conn, stream_ids))
 
     async def commit(self, flush: Flush) -> FlushCommitted:
         """Commit a flush; what of it was in already is left out.  Raises StoreError."""
@@ -184,11 +165,12 @@ class Store:
             plan = self._plan(parts)
             try:
                 written = await self._transact(conn, flush.flush_id, parts, plan, write)
-            except _LedgerMoved:
-                parts, moved = await _leave_out(conn, parts)
+            except ledger.LedgerMovedError:
+                parts, moved = await ledger.leave_out(conn, parts)
                 positions.update(moved)
-            except partitions.MissingPartitionError as error:
-                await partitions.create(conn, error.day)
+            except partitions.MissingPartitionError:
+                for day in plan.results:
+                    await partitions.create(conn, day)
             except database.DATABASE_ERRORS as error:
                 if conn.is_closed() or database.classify(error) is not Failure.REJECT or write is _write_careful:
                     raise
@@ -210,7 +192,7 @@ class Store:
         transaction = conn.transaction()
         await transaction.start()
         try:
-            await _advance_ledger(conn, parts)
+            await ledger.advance(conn, parts)
             written = await write(conn, plan)
             if written.rejected:
                 await _set_aside(conn, written.rejected)
@@ -251,70 +233,6 @@ class Store:
 
 _Write = Callable[[Connection, _Plan], Awaitable[_Written]]
 
-# ---- the ledger -----------------------------------------------------------------------------------------------------
-
-
-async def _advance_ledger(conn: Connection, parts: list[StreamPart]) -> None:
-    """Move each stream from base_seq to last_seq.  Raises _LedgerMoved when one is elsewhere."""
-    moved = 0
-    known = [part for part in parts if part.base_seq > 0]
-    new = [part for part in parts if part.base_seq == 0]
-    if known:
-        rows = await conn.fetch(
-            """
-            UPDATE ingest_stream s SET last_seq = w.last_seq, updated_at = now(), ended_at = NULL
-            FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS w(stream_id, base_seq, last_seq)
-            WHERE s.stream_id = w.stream_id AND s.last_seq = w.base_seq
-            RETURNING s.stream_id
-            """,
-            [part.stream_id for part in known],
-            [part.base_seq for part in known],
-            [part.last_seq for part in known],
-        )
-        moved += len(rows)
-    if new:
-        rows = await conn.fetch(
-            """
-            INSERT INTO ingest_stream (stream_id, worker, last_seq)
-            SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[])
-            ON CONFLICT DO NOTHING
-            RETURNING stream_id
-            """,
-            [part.stream_id for part in new],
-            [part.worker for part in new],
-            [part.last_seq for part in new],
-        )
-        moved += len(rows)
-    if moved != len(parts):
-        raise _LedgerMoved
-
-
-async def _leave_out(conn: Connection, parts: list[StreamPart]) -> tuple[list[StreamPart], dict[str, int]]:
-    """The parts as they have to be written given the ledger as it stands, and the positions that are ahead of them."""
-    rows = await conn.fetch(
-        "SELECT stream_id, last_seq FROM ingest_stream WHERE stream_id = ANY($1::uuid[])",
-        [part.stream_id for part in parts],
-    )
-    ledger = {row["stream_id"]: int(row["last_seq"]) for row in rows}
-    rest: list[StreamPart] = []
-    ahead: dict[str, int] = {}
-    for part in parts:
-        last_seq = ledger.get(uuid.UUID(part.stream_id), 0)
-        if last_seq >= part.last_seq:
-            ahead[part.stream_id] = last_seq
-            continue
-        if last_seq < part.base_seq:
-            logger.error(
-                "the ledger of stream %s of %s went back from %d to %d: the database lost committed results",
-                part.stream_id,
-                part.worker,
-                part.base_seq,
-                last_seq,
-            )
-        batches = [batch for batch in part.batches if batch.seq > last_seq]
-        rest.append(StreamPart(part.stream_id, part.worker, last_seq, batches))
-    return rest, ahead
-
 
 async def _set_aside(conn: Connection, rejected: list[Rejected]) -> None:
     await conn.executemany(
@@ -331,7 +249,7 @@ async def _write_fast(conn: Connection, plan: _Plan) -> _Written:
         await _copy_results(conn, partitions.name_of(day), day, records)
     missed = plan.missed
     if plan.claims:
-        missed = missed + await _unclaimed(conn, plan.claims, among=plan.missed)
+        missed = missed + await unclaimed(conn, plan.claims, among=plan.missed)
     if missed:
         await conn.copy_records_to_table("missed_polls", records=missed_rows(missed), columns=MISSED_COLUMNS)
     return _Written(sum(len(records) for records in plan.results.values()), 0, plan.rejected)
@@ -342,73 +260,6 @@ async def _copy_results(conn: Connection, table: str, day: int, records: list[Re
         await conn.copy_records_to_table(table, records=result_rows(records), columns=RESULT_COLUMNS)
     except asyncpg.UndefinedTableError as error:
         raise partitions.MissingPartitionError(day) from error
-
-
-async def _unclaimed(
-    conn: Connection, claims: list[MissedRecord], *, among: Sequence[MissedRecord] = ()
-) -> list[MissedRecord]:
-    """What of the claims is in neither table, nor in ``among``, nor in an earlier claim."""
-    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    claimed_ids = {claim.missed.project_id for claim in claims}
-    for record in among:
-        if record.missed.project_id in claimed_ids:
-            ranges[record.missed.project_id].append((record.missed.first_tick_ms, record.missed.last_tick_ms))
-    remaining: list[MissedRecord] = []
-    for start in range(0, len(claims), CLAIMS_PER_QUERY):
-        chunk = claims[start : start + CLAIMS_PER_QUERY]
-        ticks = await _ticks_taken(conn, chunk)
-        for project_id, first_ms, last_ms in await _ranges_taken(conn, chunk):
-            ranges[project_id].append((first_ms, last_ms))
-        for index, claim in enumerate(chunk):
-            project_id = claim.missed.project_id
-            for part in subtract(claim.missed, ticks[index], ranges[project_id]):
-                remaining.append(MissedRecord(part, claim.origin))
-                ranges[project_id].append((part.first_tick_ms, part.last_tick_ms))
-    return remaining
-
-
-# LATERAL ... OFFSET 0 keeps the planner from joining the whole of a table: each claim is looked up by primary key.
-_TICKS_TAKEN = """
-    SELECT c.n, r.scheduled_at
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS c(id, first, last, n)
-    CROSS JOIN LATERAL (
-        SELECT scheduled_at FROM poll_results
-        WHERE project_id = c.id AND scheduled_at BETWEEN c.first AND c.last AND trigger = 'tick' OFFSET 0
-    ) r
-"""
-# Ranges of a project don't overlap, so of those that begin before the claim only the last can reach into it.
-_RANGES_TAKEN = """
-    SELECT DISTINCT c.id, m.first_tick, m.last_tick
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS c(id, first, last)
-    CROSS JOIN LATERAL (
-        (SELECT first_tick, last_tick FROM missed_polls
-         WHERE project_id = c.id AND first_tick < c.first ORDER BY first_tick DESC LIMIT 1)
-        UNION ALL
-        (SELECT first_tick, last_tick FROM missed_polls
-         WHERE project_id = c.id AND first_tick BETWEEN c.first AND c.last OFFSET 0)
-    ) m
-    WHERE m.last_tick >= c.first
-"""
-
-
-def _bounds(claims: list[MissedRecord]) -> tuple[list[int], list[int], list[int]]:
-    return (
-        [claim.missed.project_id for claim in claims],
-        [pg_us(claim.missed.first_tick_ms) for claim in claims],
-        [pg_us(claim.missed.last_tick_ms) for claim in claims],
-    )
-
-
-async def _ticks_taken(conn: Connection, claims: list[MissedRecord]) -> list[list[int]]:
-    taken: list[list[int]] = [[] for _ in claims]
-    for n, scheduled_at in await conn.fetch(_TICKS_TAKEN, *_bounds(claims)):
-        taken[n - 1].append(ms_of_pg(scheduled_at))
-    return taken
-
-
-async def _ranges_taken(conn: Connection, claims: list[MissedRecord]) -> list[tuple[int, int, int]]:
-    rows = await conn.fetch(_RANGES_TAKEN, *_bounds(claims))
-    return [(project_id, ms_of_pg(first), ms_of_pg(last)) for project_id, first, last in rows]
 
 
 # ---- the careful path -----------------------------------------------------------------------------------------------
@@ -440,7 +291,7 @@ async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
 
     async def insert(some: list[MissedRecord]) -> None:
         # Something is doubled or refused here, so every range is taken for a claim.
-        rest = await _unclaimed(conn, some)
+        rest = await unclaimed(conn, some)
         await conn.copy_records_to_table("missed_polls", records=missed_rows(rest), columns=MISSED_COLUMNS)
 
     missed = plan.missed + plan.claims

@@ -193,6 +193,7 @@ class World:
         process = Process(name, f"{name}#{self._incarnations}")
         self.processes[name] = process
         if name == "coordinator":
+            self.durable.epoch = max(self.durable.epoch, self.saved_epoch)
             process.core = CoordinatorCore(
                 max_concurrent_http=self.slots,
                 max_per_host=0,
@@ -201,7 +202,6 @@ class World:
                 restored=self.durable,
                 now_ms=self.now,
             )
-            process.core.epoch = max(process.core.epoch, self.saved_epoch)
             self.after(self.random.randrange(50), lambda: self._load(process))
             self._save_state(process)
         elif name == "writer":

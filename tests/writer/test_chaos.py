@@ -88,13 +88,16 @@ class Worker:
         send(StreamHello(self.stream_id, "worker", "i", self.committed + 1))
 
     def receive(self, message, now, send, database):
-        self.heard = now
+        if isinstance(message, StreamWelcome | Committed):
+            self.heard = now
         match message:
             case WhichStream():
                 self.hello(send)
             case StreamWelcome(_, position, _):
                 self.welcome = True
-                self.next_seq = max(position, self.committed) + 1
+                assert position <= database.ledger.get(self.stream_id, 0), "welcomed beyond what is committed"
+                self.committed = max(self.committed, position)
+                self.next_seq = self.committed + 1
             case Rewind(_, seq):
                 self.next_seq = min(self.next_seq, max(seq, self.committed + 1))
             case Committed(_, seq):

@@ -77,6 +77,13 @@ async def test_days_go_to_their_partitions_which_are_made_on_demand(store, table
     assert await tables.ledger() == {S1: 1}
 
 
+async def test_a_flush_over_many_days_without_partitions(store, tables):
+    days = [NOW_MS - n * DAY_MS for n in range(30)]
+    outcome = await store.commit(flush(part(1, [result(1, ms) for ms in days])))
+    assert (outcome.written, outcome.rejects) == (30, 0)
+    assert len(await tables.results()) == 30
+
+
 # ---- the ledger -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,292 @@
+"""What each worker is told: sessions, grants, changes of projects, limits; and when they have acknowledged it.
+
+Pure; part of the coordinator's core.  It turns what ``Member`` has pending into numbered messages as the window of its
+link allows, and knows what may have to be said again to another worker: first polls that nobody has acknowledged, and
+spans that ended without being accounted for.  It decides nothing about who owns what.
+"""
+
+from collections import defaultdict
+
+import msgspec
+
+from cluster.messages.control import (
+    BusyProject,
+    EndedSpan,
+    Limits,
+    Remove,
+    Reset,
+    ResumeReason,
+    Revoke,
+    Settle,
+    SnapshotEnd,
+    WaitingPoll,
+)
+from cluster.project import decode_spec
+from cluster.ticks import partition_of
+from coordinator.events import ConfirmChange, Effect, JournalProjects, ProjectsChanged, Send
+from coordinator.link import Unacked, WorkerLink
+from coordinator.member import BYTES_PER_MESSAGE, Member, Note
+from coordinator.ownership import Resume
+from coordinator.state import ClusterState
+
+PARTITIONS_PER_GRANT = 512
+SESSIONS_PER_EPOCH = 1_000_000
+
+
+class WireGrant(msgspec.Struct, frozen=True):
+    """PartitionGrant with projects as they are stored: encoded once, when they were loaded."""
+
+    partition: int
+    resume_after_ms: int | None
+    reason: ResumeReason
+    projects: list[msgspec.Raw]
+    waiting: list[WaitingPoll] = []
+    busy: list[BusyProject] = []
+    immediate: list[int] = []
+    ended: list[EndedSpan] = []
+    last: bool = True
+
+
+class WireUpsert(msgspec.Struct, tag="upsert", frozen=True):
+    session: int
+    seq: int
+    epoch: int
+    projects: list[msgspec.Raw]
+    immediate: list[int] = []
+
+
+class WireGrants(msgspec.Struct, tag="grant", frozen=True):
+    session: int
+    seq: int
+    epoch: int
+    partitions: list[WireGrant]
+
+
+class Teller:
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
+        self.revoking: set[int] = set()  # partitions whose owner has been, or is to be, told to give them up
+        self._immediate: defaultdict[int, set[int]] = defaultdict(set)  # partition -> ids whose first poll is unacked
+        self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> not yet accounted for
+        self._tokens: dict[int, int] = {}  # token -> acknowledgements outstanding
+        self._sessions = 0
+
+    def acked(self, member: Member, entries: list[Unacked]) -> list[Effect]:
+        """Settle what these messages were about."""
+        effects: list[Effect] = []
+        for entry in entries:
+            note: Note = entry.note
+            for index in note.granted:
+                self._state.ownership.grant_acked(index, member.name, entry.seq)
+            for index, project_id in note.immediate:
+                self._immediate[index].discard(project_id)
+            effects += self.confirm(note.tokens)
+        return effects
+
+    def projects_changed(self, event: ProjectsChanged, now_ms: int) -> list[Effect]:
+        stored = []
+        dropped = []
+        touched: set[str] = set()
+        waits: set[str] = set()
+        for span in event.ended:
+            self._ended[partition_of(span.project_id)].append(span)
+        for record in event.records:
+            before = self._state.catalog.blob(record.id)
+            change = self._state.catalog.put(record)
+            if change is None:
+                continue
+            stored.append(record)
+            index, is_new = change
+            if before is not None:
+                self._end_span(index, before, decode_spec(record.blob).since_ms)
+            partition = self._state.ownership.partitions[index]
+            immediate = is_new and not event.initial
+            if immediate:
+                self._immediate[index].add(record.id)
+            owner = self._state.told_owner(partition)
+            if owner is not None:
+                owner.upserts[record.id] = immediate or owner.upserts.get(record.id, False)
+                touched.add(owner.name)
+                waits.add(owner.name)
+        for removed in event.removed:
+            blob = self._state.catalog.blob(removed.project_id)
+            dropped_from = self._state.catalog.remove(removed)
+            if dropped_from is None:
+                continue
+            dropped.append(removed.project_id)
+            partition = self._state.ownership.partitions[dropped_from]
+            self._immediate[dropped_from].discard(removed.project_id)
+            owner = self._state.told_owner(partition)
+            if owner is not None:
+                owner.upserts.pop(removed.project_id, None)
+                owner.removes[removed.project_id] = removed.until_ms
+                touched.add(owner.name)
+                waits.add(owner.name)
+            elif partition.owner is not None:
+                waits.add(partition.owner)  # the snapshot it is about to get is without the project
+            assert blob is not None
+            self._end_span(dropped_from, blob, removed.until_ms)
+        effects: list[Effect] = []
+        if stored or dropped:
+            effects.append(JournalProjects(stored, dropped))
+        if event.token is not None:
+            effects += self._await(
+                event.token, [self._state.members[name] for name in waits if name in self._state.members]
+            )
+        for name in sorted(touched):
+            effects += self.pump(self._state.members[name], now_ms)
+        return effects
+
+    def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
+        """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
+        old = decode_spec(blob)
+        if until_ms > old.since_ms:
+            self._ended[index].append(EndedSpan(old.id, old.since_ms, until_ms, old.interval_ms))
+
+    def forget_accounted(self) -> None:
+        for index in list(self._ended):
+            mark_ms = self._state.ownership.partitions[index].mark_ms
+            if mark_ms is not None:
+                self._ended[index] = [span for span in self._ended[index] if span.until_ms > mark_ms]
+            if not self._ended[index]:
+                del self._ended[index]
+
+    def _await(self, token: int, members: list[Member]) -> list[Effect]:
+        waiting = 0
+        for member in members:
+            if member.removes:
+                member.remove_tokens.append(token)
+                waiting += 1
+            elif member.link is None or member.snapshot:
+                member.snapshot_tokens.append(token)
+                waiting += 1
+        if waiting == 0:
+            return [ConfirmChange(token)]
+        self._tokens[token] = waiting
+        return []
+
+    def confirm(self, tokens: list[int]) -> list[Effect]:
+        effects: list[Effect] = []
+        for token in tokens:
+            self._tokens[token] -= 1
+            if self._tokens[token] == 0:
+                del self._tokens[token]
+                effects.append(ConfirmChange(token))
+        return effects
+
+    def open_session(self, member: Member, now_ms: int) -> list[Effect]:
+        assert member.peer is not None
+        self._sessions += 1
+        session = self._state.epoch * SESSIONS_PER_EPOCH + self._sessions
+        self._state.ownership.session_opened(member.name)
+        grants = []
+        for index in self._state.ownership.owned_by(member.name):
+            partition = self._state.ownership.partitions[index]
+            if partition.wanted in (None, member.name) or partition.wanted not in self._state.members:
+                grants.append(index)
+                partition.revoked_at_ms = None
+            else:
+                partition.revoked_at_ms = now_ms
+                self.revoking.add(index)
+        unowned = [
+            i for i, p in enumerate(self._state.ownership.partitions) if p.owner is None and p.wanted == member.name
+        ]
+        member.open(WorkerLink(member.peer, session), grants + unowned)
+        self._state.slices.resend(member.name)
+        link = member.link
+        assert link is not None
+        reset = link.push(Reset(session, link.number(), self._state.epoch), Note(), now_ms)
+        return [Send(link.peer, reset)]
+
+    def pump_all(self, now_ms: int) -> list[Effect]:
+        return [effect for member in list(self._state.members.values()) for effect in self.pump(member, now_ms)]
+
+    def pump(self, member: Member, now_ms: int) -> list[Effect]:
+        """Say as much of what is to be said as the window takes."""
+        effects: list[Effect] = []
+        link = member.link
+        while link is not None and link.has_room:
+            seq = link.number()
+            note = Note()
+            message: msgspec.Struct
+            if member.limits is not None:
+                message = Limits(link.session, seq, member.limits, self._state.per_host())
+                member.limits, member.limits_seq = None, seq
+            elif member.revokes:
+                message = Revoke(link.session, seq, self._state.epoch, sorted(member.revokes))
+                member.revokes.clear()
+            elif member.removes:
+                removed, tokens = member.take_removes()
+                message = Remove(link.session, seq, self._state.epoch, removed)
+                note = Note(tokens=tokens)
+            elif member.settles:
+                message = Settle(link.session, seq, list(member.settles))
+                member.settles.clear()
+            elif member.upserts:
+                blobs, immediate = member.take_upserts(self._state.catalog.blob)
+                message = WireUpsert(link.session, seq, self._state.epoch, blobs, immediate)
+                note = Note(immediate=[(partition_of(project_id), project_id) for project_id in immediate])
+            elif member.grants:
+                effects += self._grant(member, link, now_ms)
+                continue
+            elif member.snapshot:
+                member.snapshot = False
+                note = member.snapshot_note()
+                message = SnapshotEnd(link.session, seq)
+            else:
+                break
+            effects.append(Send(link.peer, link.push(message, note, now_ms)))
+        return effects
+
+    def _grant(self, member: Member, link: WorkerLink, now_ms: int) -> list[Effect]:
+        """One message of grants; a partition larger than a message goes out in parts, one after the other."""
+        effects: list[Effect] = []
+        parts: list[WireGrant] = []
+        immediate: list[tuple[int, int]] = []
+        granted: list[int] = []
+        size = 0
+
+        def flush() -> None:
+            nonlocal size, parts, immediate, granted
+            message = WireGrants(link.session, link.number(), self._state.epoch, parts)
+            note = Note(immediate=immediate, granted=granted)
+            effects.append(Send(link.peer, link.push(message, note, now_ms)))
+            parts, immediate, granted, size = [], [], [], 0
+
+        for index in list(member.grants):
+            del member.grants[index]
+            partition = self._state.ownership.partitions[index]
+            if partition.owner not in (None, member.name) or partition.wanted not in (None, member.name):
+                continue
+            resume = partition.resume or Resume(partition.mark_ms, "handover")
+            ended = self._ended.get(index, [])
+            first_polls = sorted(self._immediate[index])
+            chunk: list[msgspec.Raw] = []
+            for blob in self._state.catalog.blobs(index):
+                chunk.append(msgspec.Raw(blob))
+                size += len(blob)
+                if size >= BYTES_PER_MESSAGE:
+                    parts.append(WireGrant(index, resume.after_ms, resume.reason, chunk, last=False))
+                    chunk = []
+                    flush()
+            parts.append(
+                WireGrant(
+                    index,
+                    resume.after_ms,
+                    resume.reason,
+                    chunk,
+                    resume.waiting,
+                    self._state.ownership.still_busy(index, now_ms),
+                    first_polls,
+                    ended,
+                )
+            )
+            immediate += [(index, project_id) for project_id in first_polls]
+            granted.append(index)
+            self._state.ownership.granted(index, member.name, self._state.epoch, link.number())
+            self.revoking.discard(index)
+            if len(parts) >= PARTITIONS_PER_GRANT or size >= BYTES_PER_MESSAGE:
+                break
+        if parts:
+            flush()
+        return effects

@@ -1,0 +1,74 @@
+"""The cheapest HTTP target: HTTP/1.1 with keep-alive on loopback, a fixed answer, as little CPU per request as Python allows.
+
+``python -m tests.bench.target`` prints its port and serves until its standard input ends.  Requests have no body; a
+request for ``/count`` is answered with the number of all others.  It looks at nothing but the end of a request's head.
+"""
+
+import asyncio
+import sys
+
+import uvloop
+
+HEAD_BYTES_MAX = 64 << 10
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+END_OF_HEAD = b"\r\n\r\n"
+
+
+class Requests:
+    """How many were answered, and how many were being answered at once is one: it answers in the turn it reads."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.connections = 0
+
+
+class TargetProtocol(asyncio.Protocol):
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._requests.connections += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._requests.connections -= 1
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if data.startswith(b"GET /count "):
+            body = b"%d" % self._requests.answered
+            transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            return
+        heads = data.count(END_OF_HEAD)
+        if not data.endswith(END_OF_HEAD):
+            self._rest = data.rpartition(END_OF_HEAD)[2]
+            if len(self._rest) > HEAD_BYTES_MAX:
+                transport.abort()
+                return
+        if heads:
+            self._requests.answered += heads
+            transport.write(ANSWER * heads)
+
+
+async def serve() -> None:
+    loop = asyncio.get_running_loop()
+    requests = Requests()
+    server = await loop.create_server(lambda: TargetProtocol(requests), "127.0.0.1", 0, backlog=4_096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    ended = loop.create_future()
+    loop.add_reader(sys.stdin, lambda: ended.done() or sys.stdin.buffer.read1() or ended.set_result(None))
+    await ended
+    server.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())
