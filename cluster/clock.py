@@ -16,13 +16,18 @@ class Clock:
     def __init__(self, *, jump: bool) -> None:
         self._jump = jump
         self._offset_ms = (time.time_ns() - time.monotonic_ns()) / 1e6
+        self._newest_us = 0  # the clock stands there while it is slewed back
 
     def now_ms(self) -> int:
-        return int(time.monotonic_ns() / 1e6 + self._offset_ms)
+        return self.now_us() // 1_000
 
     def now_us(self) -> int:
         """Microseconds since the epoch on the same clock."""
-        return int(time.monotonic_ns() / 1e3 + self._offset_ms * 1e3)
+        now_us = int(time.monotonic_ns() / 1e3 + self._offset_ms * 1e3)
+        if now_us < self._newest_us:
+            return self._newest_us
+        self._newest_us = now_us
+        return now_us
 
     def wall_us(self, monotonic_s: float) -> int:
         """The instant, in microseconds since the epoch, at which ``time.monotonic()`` was ``monotonic_s``."""

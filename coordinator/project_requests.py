@@ -5,9 +5,12 @@ that says whether something was changed.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import asyncpg
 import msgspec
 
+from cluster.database import Connection
 from cluster.errors import ClusterError
 from cluster.project import ProjectFields
 from coordinator.project_rows import Applied, fetch_ends, fetch_projects
@@ -21,31 +24,22 @@ _INSERT = """
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"""
 
 
+_CATCH_UP = """
+    SELECT setval(pg_get_serial_sequence('projects', 'id'), greatest(max(id), 1)) FROM projects"""
+
+
 class ProjectRequests:
     def __init__(self, source: ProjectSource) -> None:
         self._source = source
 
     async def insert(self, fields: ProjectFields) -> int:
         """Add a project; it is polled when this returns.  Returns its id."""
-        headers = None if fields.headers is None else msgspec.json.encode(fields.headers).decode()
         async with self._source.step() as connection:
-            async with connection.transaction():
-                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-                project_id: int = await connection.fetchval(
-                    _INSERT,
-                    fields.url,
-                    fields.name,
-                    fields.method,
-                    headers,
-                    fields.body,
-                    fields.expected_status,
-                    fields.interval,
-                    fields.unit,
-                    fields.timeout_ms,
-                    fields.follow_redirects,
-                    fields.enabled,
-                )
-                rows = await fetch_projects(connection, [project_id])
+            try:
+                project_id, rows = await _insert(connection, fields)
+            except asyncpg.UniqueViolationError:  # rows with ids of their own were brought in: the sequence is behind
+                await connection.execute(_CATCH_UP)
+                project_id, rows = await _insert(connection, fields)
             self._source.apply_rows(rows)
         return project_id
 
@@ -97,3 +91,25 @@ class ProjectRequests:
 
     async def reload(self) -> Applied:
         return await self._source.reload()
+
+
+async def _insert(connection: Connection, fields: ProjectFields) -> tuple[int, list[Any]]:
+    """The new id, and the row as it is to be polled, if it is enabled."""
+    headers = None if fields.headers is None else msgspec.json.encode(fields.headers).decode()
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+        project_id: int = await connection.fetchval(
+            _INSERT,
+            fields.url,
+            fields.name,
+            fields.method,
+            headers,
+            fields.body,
+            fields.expected_status,
+            fields.interval,
+            fields.unit,
+            fields.timeout_ms,
+            fields.follow_redirects,
+            fields.enabled,
+        )
+        return project_id, await fetch_projects(connection, [project_id])

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -51,6 +52,7 @@ CHANNEL = "ringpoll_projects"
 CHUNK_ROWS = 2_000  # about 30 ms of the loop
 SLICE_ROWS = 500  # rows made into records between two turns of the loop
 REFRESH_IDS = 1_000
+SEEN_IDS = 50_000  # compared between two turns of the loop
 GATHER_S = 0.05  # notifications that arrive together are fetched together
 NOTIFIED_IDS_MAX = 100_000  # beyond it everything is read again
 CONNECT_TIMEOUT_S = 5.0
@@ -90,7 +92,11 @@ class ProjectSink(Protocol):
 
     def has_project(self, project_id: int) -> bool: ...
 
-    def project_ids(self) -> set[int]: ...
+    def project_ids(self) -> set[int]:
+        """A set of its own for the caller."""
+        ...
+
+    def project_count(self) -> int: ...
 
     def progress(self) -> tuple[int | None, int]:
         """The horizon in ms, and the epoch."""
@@ -406,12 +412,11 @@ class ProjectSource:
         async with self._turn():
             total = await connection.fetchval("SELECT count(*) FROM projects WHERE enabled", timeout=QUERY_TIMEOUT_S)
         logger.info("%s %d enabled projects", "reloading" if self.loaded else "loading", total)
-        unseen = self._sink.project_ids()
-        rebuild = self.loaded and self._journal.wants_rebuild(len(unseen))
+        rebuild = self.loaded and self._journal.wants_rebuild(self._sink.project_count())
         if rebuild:
             self._journal.begin_rebuild()
         try:
-            applied = await self._read_chunks(connection, total, unseen, initial=initial, paced=paced, rebuild=rebuild)
+            applied = await self._read_chunks(connection, total, initial=initial, paced=paced, rebuild=rebuild)
         except BaseException:
             if rebuild:
                 self._journal.abandon_rebuild()
@@ -421,12 +426,13 @@ class ProjectSource:
         return applied
 
     async def _read_chunks(
-        self, connection: Connection, total: int, unseen: set[int], *, initial: bool, paced: bool, rebuild: bool
+        self, connection: Connection, total: int, *, initial: bool, paced: bool, rebuild: bool
     ) -> Applied:
         self._reader.read_everything()
         applied = Applied()
         names: dict[int, str] = {}
         read = 0
+        seen = array("q")  # what the core has to hold now
         after = FIRST_ID
         while True:
             began = time.monotonic()
@@ -450,17 +456,27 @@ class ProjectSource:
             applied += some
             after = rows[-1]["id"]
             read += len(rows)
-            unseen.difference_update(row["id"] for row in rows)
+            seen.extend(record.id for record in records)
             if not self.loaded:
                 self._read_up_to = after
                 self._sink.load_progressed(read, max(total, read))
             await self._attend()
             await self._journal.room()
             await asyncio.sleep(PACE * (time.monotonic() - began) if paced else 0)
-        for part in _parts(sorted(unseen), REFRESH_IDS):
+        for part in _parts(await self._unseen(seen), REFRESH_IDS):
             applied += await self._refresh(part, names)
         self._tell(applied, names)
         return applied
+
+    async def _unseen(self, seen: "array[int]") -> list[int]:
+        """What the core holds and the table did not show.  As a rule nothing: then a million ids aren't compared."""
+        if self._sink.project_count() == len(seen):
+            return []
+        unseen = self._sink.project_ids()
+        for start in range(0, len(seen), SEEN_IDS):
+            await asyncio.sleep(0)
+            unseen.difference_update(seen[start : start + SEEN_IDS])
+        return sorted(unseen)
 
     def _tell(self, applied: Applied, names: dict[int, str]) -> None:
         if len(applied) > LINES_MAX:

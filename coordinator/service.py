@@ -324,7 +324,10 @@ class CoordinatorService:
         return self._core is not None and self._core.has_project(project_id)
 
     def project_ids(self) -> set[int]:
-        return set() if self._core is None else set(self._core.project_ids())
+        return set() if self._core is None else self._core.project_ids()
+
+    def project_count(self) -> int:
+        return self.view().projects
 
     def progress(self) -> tuple[int | None, int]:
         assert self._core is not None

@@ -9,7 +9,8 @@ straight into their day's result partition, missed ranges follow.  When the serv
   staging table with ON CONFLICT DO NOTHING, refused parts halved down to single records, which go to ingest_reject;
 - no partition for a day: it is created, in a transaction of its own, and the flush tried again.
 
-Missed ranges for ``handover`` and ``down`` are claims: ticks that are in the tables already are taken out of them.
+Missed ranges for ``handover`` and ``down`` are claims: ticks that are in the tables already are taken out of them.  In
+turn a doubtful result takes its tick out of a range that has it.
 
 Errors of the connection or the set-up are the caller's: ``commit`` raises StoreError and may be called again with the
 same flush.  The store keeps one connection, and replaces it after an error.  It decides no retries, and runs one
@@ -46,7 +47,7 @@ from writer.records import (
     reject_row,
     result_rows,
 )
-from writer.taken import unclaimed
+from writer.taken import free, unclaimed
 
 OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
 ATTEMPTS_MAX = 4  # of one flush per call: ledger, partition, careful path
@@ -70,6 +71,7 @@ class _Plan(msgspec.Struct):
     results: dict[int, list[ResultRecord]]  # by UTC day
     missed: list[MissedRecord]
     claims: list[MissedRecord]
+    doubtful: list[ResultRecord]
     rejected: list[Rejected]
 
 
@@ -194,6 +196,8 @@ class Store:
         try:
             await ledger.advance(conn, parts)
             written = await write(conn, plan)
+            if plan.doubtful:
+                await free(conn, plan.doubtful)
             if written.rejected:
                 await _set_aside(conn, written.rejected)
         except Exception:  # not when cancelled: the operation's time is over, and the connection is abandoned
@@ -209,7 +213,7 @@ class Store:
         wall_ms = self._wall_ms()
         oldest_ms = partitions.oldest_day(wall_ms, self._retention_days) * partitions.DAY_MS
         newest_ms = wall_ms + FUTURE_MS
-        plan = _Plan(defaultdict(list), [], [], [])
+        plan = _Plan(defaultdict(list), [], [], [], [])
         for part in parts:
             origin = Origin(part.stream_id, part.worker)
             for batch in part.batches:
@@ -217,6 +221,8 @@ class Store:
                     record = ResultRecord(result, origin)
                     if oldest_ms <= result.scheduled_at_ms <= newest_ms:
                         plan.results[day_of(result.scheduled_at_ms)].append(record)
+                        if result.doubtful and result.trigger == "tick":
+                            plan.doubtful.append(record)
                     else:
                         plan.rejected.append(Rejected(record, fault_of_result(result, oldest_ms)))
                 for missed in batch.missed:

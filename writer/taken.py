@@ -1,14 +1,18 @@
-"""Claims resolved against the tables: which ticks of a missed range are accounted for already.
+"""Claims and doubtful results resolved against the tables, so that no tick is both polled and missed.
 
-Each claim is looked up by primary key, CLAIMS_PER_QUERY at a time; what is found is taken out by writer.claims.
+``unclaimed``: which ticks of a missed range are accounted for already.  Each claim is looked up by primary key,
+CLAIMS_PER_QUERY at a time; what is found is taken out by writer.claims.
+
+``free``: a tick that an owner counted missed before it died, and the next owner polled, is taken out of its range.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 from cluster.database import Connection
+from cluster.messages.results import MissedRange
 from writer.claims import subtract
-from writer.records import MissedRecord, ms_of_pg, pg_us
+from writer.records import MISSED_COLUMNS, MissedRecord, Origin, ResultRecord, missed_rows, ms_of_pg, pg_us
 
 CLAIMS_PER_QUERY = 500
 
@@ -78,3 +82,30 @@ async def _ticks_taken(conn: Connection, claims: list[MissedRecord]) -> list[lis
 async def _ranges_taken(conn: Connection, claims: list[MissedRecord]) -> list[tuple[int, int, int]]:
     rows = await conn.fetch(_RANGES_TAKEN, *_bounds(claims))
     return [(project_id, ms_of_pg(first), ms_of_pg(last)) for project_id, first, last in rows]
+
+
+_RANGES_FREED = """
+    DELETE FROM missed_polls m
+    USING (SELECT DISTINCT project_id, first_tick
+           FROM unnest($1::bigint[], $2::timestamptz[]) AS d(id, tick)
+           JOIN missed_polls ON project_id = d.id AND first_tick <= d.tick AND last_tick >= d.tick) c
+    WHERE m.project_id = c.project_id AND m.first_tick = c.first_tick
+    RETURNING m.project_id, m.first_tick, m.last_tick, m.ticks, m.reason, m.worker, m.epoch
+"""
+
+
+async def free(conn: Connection, polled: Sequence[ResultRecord]) -> None:
+    """Take the ticks of these results out of the missed ranges that have them."""
+    ticks: dict[int, list[int]] = defaultdict(list)
+    for record in polled:
+        ticks[record.result.project_id].append(record.result.scheduled_at_ms)
+    pairs = [(project_id, pg_us(tick)) for project_id, some in ticks.items() for tick in some]
+    rows = await conn.fetch(_RANGES_FREED, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    remaining: list[MissedRecord] = []
+    for project_id, first, last, count, reason, worker, epoch in rows:
+        first_ms, last_ms = ms_of_pg(first), ms_of_pg(last)
+        interval_ms = (last_ms - first_ms) // (count - 1) if count > 1 else 1
+        whole = MissedRange(project_id, first_ms, last_ms, interval_ms, reason, epoch)
+        remaining += [MissedRecord(part, Origin("", worker)) for part in subtract(whole, ticks[project_id], [])]
+    if remaining:
+        await conn.copy_records_to_table("missed_polls", records=missed_rows(remaining), columns=MISSED_COLUMNS)

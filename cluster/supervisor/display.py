@@ -42,9 +42,11 @@ class Display:
         loading = heartbeat.phase in {"loading", "gathering"}
         first = heartbeat.phase != self._phase
         self._phase = heartbeat.phase
+        if first:
+            self._logged_at_ms = now_ms
         if loading and self._on_terminal:
             self._show_bar(heartbeat)
-        elif loading and not first and now_ms - self._logged_at_ms >= LOG_EVERY_MS:
+        elif loading and now_ms - self._logged_at_ms >= LOG_EVERY_MS:
             self._logged_at_ms = now_ms
             total = "" if heartbeat.projects_total is None else f" of {heartbeat.projects_total}"
             logger.info("loading projects: %d%s", heartbeat.projects_loaded, total)
@@ -81,4 +83,5 @@ class Display:
                 completed=heartbeat.projects_loaded,
                 total=heartbeat.projects_total,
                 description="loading projects" if heartbeat.phase == "loading" else "gathering workers",
+                refresh=True,
             )

@@ -37,6 +37,7 @@ from cluster import database
 from cluster.embedded import EmbeddedPostgres, cluster_database
 
 STOP_S = 120.0
+TROUBLE = ("killing it", "stood still", "died", "FATAL", '"level":"error"', "Traceback")
 READ_S = 0.05  # between two looks at a condition
 STATUS_TIMEOUT_S = 60.0
 ROLES = ("supervisor", "coordinator", "writer", "workers", "postgresql")
@@ -155,6 +156,7 @@ class Cluster:
         self.address = f"127.0.0.1:{_free_port()}"
         self.log = data_dir / "cluster.log"
         self._data_dir = data_dir
+        self._pids: dict[str, set[int]] = {}  # by name, every one that a status document showed
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
         environ.pop("DATABASE_URL", None)
         if not db.is_embedded:
@@ -177,7 +179,11 @@ class Cluster:
         """The status document, and the seconds the coordinator took to give it."""
         began = time.monotonic()
         document = await asyncio.to_thread(_get_json, f"http://{self.address}/status")
-        return document, time.monotonic() - began
+        took_s = time.monotonic() - began
+        for process in (*document["workers"], document["writer"] | {"name": "writer"}):
+            if process["pid"]:
+                self._pids.setdefault(process["name"], set()).add(process["pid"])
+        return document, took_s
 
     async def wait(
         self, condition: Callable[[dict[str, Any]], bool], what: str, deadline_s: float, every_s: float = READ_S
@@ -187,21 +193,25 @@ class Cluster:
         document: dict[str, Any] = {}
         while time.monotonic() < until:
             if self._process.poll() is not None:
-                raise BenchError(f"`cluster up` ended with {self._process.returncode}: {self._tail()}")
+                raise BenchError(f"`cluster up` ended with {self._process.returncode}: {self.tail()}")
             with contextlib.suppress(OSError):  # not up yet, or restarting
                 document, _ = await self.status()
                 if condition(document):
                     return document
             await asyncio.sleep(every_s)
-        raise BenchError(f"waited {deadline_s:g} s for {what}; status was {document}; log: {self._tail()}")
+        raise BenchError(f"waited {deadline_s:g} s for {what}; status was {document}; log: {self.tail()}")
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
         return self.log.read_text(errors="replace")[-2_000:] if self.log.exists() else ""
 
-    def lines(self, *words: str) -> list[str]:
-        """Lines of the log that contain any of the words."""
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def incidents(self) -> list[str]:
+        """Processes that were replaced, and lines of the log (if it has them) about trouble; at most twenty."""
+        replaced = [f"{name} was restarted" for name, pids in self._pids.items() if len(pids) > 1]
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return [line for line in text.splitlines() if any(word in line for word in words)]
+        return [*replaced, *(line for line in text.splitlines() if any(word in line for word in TROUBLE))][:20]
 
     async def command(self, *arguments: str) -> tuple[int, str]:
         """Run another ``cluster`` command; its exit status and output."""
@@ -322,7 +332,7 @@ class Rig:
             yield cluster
             status = await cluster.stop()
             if status:
-                raise BenchError(f"`cluster up` ended with {status}: {cluster._tail()}")
+                raise BenchError(f"`cluster up` ended with {status}: {cluster.tail()}")
         finally:
             cluster.kill()
 
@@ -348,12 +358,6 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "load_average": [round(each, 2) for each in os.getloadavg()],
     }
-
-
-def restarts(cluster: Cluster) -> list[str]:
-    """What the log says of kills, stalls and restarts, at most ten lines."""
-    words = ("killing it", "stood still", "died", "restart", "FATAL", "ERROR", "Traceback")
-    return cluster.lines(*words)[:10]
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""The cheapest HTTP target: HTTP/1.1 with keep-alive on loopback, a fixed answer, as little CPU per request as Python allows.
+"""The cheapest HTTP target: HTTP/1.1 with keep-alive on loopback, a fixed answer, little CPU per request.
 
 ``python -m tests.bench.target`` prints its port and serves until its standard input ends.  Requests have no body; a
 request for ``/count`` is answered with the number of all others.  It looks at nothing but the end of a request's head.
 """
 
 import asyncio
-import sys
+import os
+from typing import cast
 
 import uvloop
 
@@ -15,11 +16,8 @@ END_OF_HEAD = b"\r\n\r\n"
 
 
 class Requests:
-    """How many were answered, and how many were being answered at once is one: it answers in the turn it reads."""
-
     def __init__(self) -> None:
         self.answered = 0
-        self.connections = 0
 
 
 class TargetProtocol(asyncio.Protocol):
@@ -29,12 +27,9 @@ class TargetProtocol(asyncio.Protocol):
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._requests.connections += 1
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._requests.connections -= 1
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -64,9 +59,15 @@ async def serve() -> None:
     requests = Requests()
     server = await loop.create_server(lambda: TargetProtocol(requests), "127.0.0.1", 0, backlog=4_096)
     print(server.sockets[0].getsockname()[1], flush=True)
-    ended = loop.create_future()
-    loop.add_reader(sys.stdin, lambda: ended.done() or sys.stdin.buffer.read1() or ended.set_result(None))
-    await ended
+    ended = asyncio.Event()
+
+    def on_input() -> None:
+        if not os.read(0, 1_024):
+            ended.set()
+
+    loop.add_reader(0, on_input)
+    await ended.wait()
+    loop.remove_reader(0)
     server.close()
 
 

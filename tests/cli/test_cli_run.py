@@ -116,3 +116,20 @@ def test_errors_never_show_a_traceback():
     ran = subprocess.run([sys.executable, "-m", "cluster", "add", "x"], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert re.fullmatch(r"Error: url: .*\n", ran.stderr)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status", "part"),
+    [
+        ("CLUSTER_WORKERS", "many", 2, "CLUSTER_WORKERS must be an integer from 1 to 256, not 'many'"),
+        ("CLUSTER_GRACE", "5s", 1, "the demo needs a database"),
+    ],
+)
+def test_a_role_that_cannot_run_says_why_on_one_line(data_dir, variable, value, status, part):
+    environ = {"PATH": os.environ["PATH"], "CLUSTER_DATA_DIR": str(data_dir), variable: value}
+    ran = subprocess.run(
+        [sys.executable, "-m", "cluster.demo"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == status
+    (line,) = ran.stderr.splitlines()
+    assert part in line

@@ -62,7 +62,11 @@ class Desk:
         self.events = []
         self.view = view()
         self.desk = AdminDesk(
-            self.projects, self.events.append, lambda: self.view, lambda: {"epoch": 5}, "postgresql://nobody@127.0.0.1:1/x"
+            self.projects,
+            self.events.append,
+            lambda: self.view,
+            lambda: {"epoch": 5},
+            "postgresql://nobody@127.0.0.1:1/x",
         )
         self.projects.desk = self.desk
         self.context = zmq.Context()
@@ -315,12 +319,18 @@ async def test_an_oversized_message_only_costs_its_sender_the_connection(desk):
     socket.close()
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_request_or_an_error(body):
+def refusal(body):
+    """The code with which a body is refused; None when it is a request."""
     try:
         decode_request(body)
     except InvalidInputError as error:
-        assert error.code in {"malformed", "unknown_type", "invalid_request"}
+        return error.code
+    return None
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_request_or_an_error(body):
+    assert refusal(body) in {None, "malformed", "unknown_type", "invalid_request"}
 
 
 _VALUES = st.recursive(
@@ -333,11 +343,7 @@ _FIELDS = st.sampled_from(["ids", "id", "project", "delete", "purge", "workers",
 
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.sampled_from(REQUEST_TYPES))
 def test_any_fields_are_a_request_or_an_error(fields, kind):
-    try:
-        decode_request(msgspec.msgpack.encode({"type": kind, **fields}))
-    except InvalidInputError as error:
-        assert error.code == "invalid_request"
-        assert str(error).startswith(f"{kind}: ")
+    assert refusal(msgspec.msgpack.encode({"type": kind, **fields})) in {None, "invalid_request"}
 
 
 def test_the_first_byte_says_which_encoding():
@@ -368,7 +374,7 @@ async def test_a_purge_removes_what_is_known_of_these_projects_only(database_url
     await connection.execute("DELETE FROM projects WHERE id < 3")
     await purge_results(database_url, [1, 2])
     for table in ("poll_results", "missed_polls", "project_spans"):
-        rows = await connection.fetch(f"SELECT DISTINCT project_id FROM {table}")  # noqa: S608
+        rows = await connection.fetch(f"SELECT DISTINCT project_id FROM {table}")
         assert [row[0] for row in rows] == [3], table
     await connection.close()
 

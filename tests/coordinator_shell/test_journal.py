@@ -144,10 +144,8 @@ async def test_large_changes_are_cut_into_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "FRAME_BYTES", 1_000)
     records = [record(each, b"x" * 100) for each in range(100)]
     await written(tmp_path, records)
-    frames = []
     journal = ProjectJournal(tmp_path)
-    async for frame in journal.replay():
-        frames.append(len(frame.records))
+    frames = [len(frame.records) async for frame in journal.replay()]
     await journal.close()
     assert sum(frames) == 100
     assert max(frames) == 10

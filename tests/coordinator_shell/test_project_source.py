@@ -73,6 +73,9 @@ class SinkDouble:
     def project_ids(self):
         return set(self.blobs)
 
+    def project_count(self):
+        return len(self.blobs)
+
     def progress(self):
         return self.horizon_ms, self.epoch
 
@@ -499,6 +502,13 @@ async def test_an_added_project_is_known_before_the_reply(sql, running):
     assert it.sink.has_project(other)
     await it.requests.enable(other)
     assert await sql.fetchval("SELECT enabled FROM projects WHERE id = $1", other)
+
+
+async def test_rows_that_brought_their_own_ids_are_no_obstacle(sql, running):
+    await sql.execute("INSERT INTO projects (id, url) SELECT n, 'http://a/' FROM generate_series(1, 20) n")
+    it = await running().start().loaded()
+    assert await it.requests.insert(ProjectFields(url="http://b/")) == 21
+    assert await it.requests.insert(ProjectFields(url="http://b/")) == 22
 
 
 async def test_what_the_table_refuses_is_an_invalid_request(sql, running):

@@ -11,8 +11,8 @@ from cluster.errors import ClusterError
 from cluster.messages.control import WorkerStats
 from cluster.ticks import PARTITIONS
 from coordinator.events import DurableState, Totals
-from coordinator.service import recalled
 from coordinator.project_rows import ClusterMemory
+from coordinator.service import recalled
 from coordinator.store import StateFile
 
 

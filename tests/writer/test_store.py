@@ -405,3 +405,16 @@ async def test_an_unreachable_database_is_retried(tmp_path):
     with pytest.raises(StoreError, match="cannot reach the database") as caught:
         await store.load_ledger([S1])
     assert caught.value.kind == "retry"
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one flush", "two flushes"])
+async def test_a_doubtful_result_takes_its_tick_out_of_a_missed_range(store, tables, together):
+    ranges = [missed(NOW_MS, NOW_MS + 4000), missed(NOW_MS + 6000, NOW_MS + 6000, project_id=2)]
+    polled = [result(1, NOW_MS + 1000, doubtful=True), result(2, NOW_MS + 6000, doubtful=True)]
+    immediate = result(1, NOW_MS + 3000, trigger="immediate", doubtful=True)
+    if together:
+        await store.commit(flush(part(1, [*polled, immediate, *ranges])))
+    else:
+        await store.commit(flush(part(1, ranges)))
+        await store.commit(flush(part(2, [*polled, immediate])))
+    assert await tables.missed() == [(1, 0, 0, 1, "overload"), (1, 2000, 4000, 3, "overload")]

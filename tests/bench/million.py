@@ -1,0 +1,331 @@
+"""How long a million projects take to load, and what they cost at rest.
+
+    python -m tests.bench.million                         1,000,000 projects every 5 minutes: 3,333 polls/s
+    python -m tests.bench.million --interval-hours 24     the same at rest: 12 polls/s
+
+In this order, on a fresh database (embedded, or a new one on the server of DATABASE_URL):
+
+1. *Empty*: the cluster runs without a project; after ``--rest-seconds`` / 2 its memory is the base line.
+2. *Insert*: one COPY of all projects while no cluster runs, triggers included.
+3. *Load*: the cluster starts.  ``loaded``: seconds from the start of `cluster up` until the coordinator has read every
+   project; ``assigned``: until every partition has an owner and the owners' projects are all of them; ``held``: until
+   every worker has applied what it was granted, and all ticks up to ``assigned`` are in the database.  Meanwhile
+   /status is read four times a second: its response time stands for the coordinator's loop lag,
+   ``workers[].loop_lag_ms`` is the workers'.
+4. *Rest*: after ``held`` and a pause, a window of ``--rest-seconds``: CPU by role in percent of one core, polls per
+   second, lateness (with ``--interval-hours 24`` next to nothing but what a million projects cost by being there).
+5. *Reload*: `cluster reload`, which reads and compares every row: seconds, and the coordinator's loop lag meanwhile.
+
+Bytes per project are the growth of PSS (RSS where PSS can't be read) of a role over the base line, divided by the
+number of projects.  On a terminal the cluster's own progress display is shown while it loads.  Exit status 1 when a
+process was killed or restarted meanwhile, or a load did not end.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.rig import (
+    ROLES,
+    BenchError,
+    Cluster,
+    Rig,
+    Usage,
+    machine,
+    measure,
+    processes_of,
+    rig,
+    spread,
+)
+
+READY_S = 120.0
+SAMPLE_S = 0.25
+PAUSE_S = 10.0
+MIB = 1 << 20
+
+
+class Lag(msgspec.Struct):
+    """Samples of a phase, in milliseconds."""
+
+    workers: list[float] = []
+    coordinator: list[float] = []
+
+    def spreads(self) -> dict[str, dict[str, float]]:
+        return {"workers": spread(self.workers), "coordinator": spread(self.coordinator)}
+
+
+class Measured(msgspec.Struct):
+    projects: int
+    workers: int
+    interval_s: int
+    insert_s: float
+    loaded_s: float = 0.0
+    assigned_s: float = 0.0
+    held_s: float = 0.0
+    bytes_per_project: dict[str, float] = {}
+    memory_is: str = "PSS"
+    memory_mib: dict[str, float] = {}
+    memory_peak_mib: dict[str, float] = {}  # RSS, highest sample while it loaded
+    empty_mib: dict[str, float] = {}
+    lag_ms_loading: dict[str, dict[str, float]] = {}
+    lag_ms_at_rest: dict[str, dict[str, float]] = {}
+    cpu_s_loading: dict[str, float] = {}
+    cpu_percent_empty: dict[str, float] = {}
+    cpu_percent_at_rest: dict[str, float] = {}
+    polls_per_s_due: float = 0.0
+    polls_per_s: float = 0.0
+    missed_while_loading: dict[str, int] = {}
+    missed_at_rest: int = 0
+    lateness_ms: dict[str, float] = {}
+    reload_s: float = 0.0
+    lag_ms_reloading: dict[str, dict[str, float]] = {}
+    cpu_s_reload: dict[str, float] = {}
+    stop_s: float = 0.0
+    incidents: list[str] = []
+    machine: dict[str, Any] = {}
+
+    @property
+    def calm(self) -> bool:
+        return not self.incidents
+
+
+async def run(
+    ground: Rig,
+    console: Console,
+    *,
+    projects: int,
+    workers: int,
+    interval: tuple[int, str],
+    rest_s: float,
+    load_s: float,
+) -> Measured:
+    options = ("--workers", str(workers), "--max-concurrent-http", "500", "--max-per-host", "0")
+    console.print(f"an empty cluster of {workers} workers ...")
+    empty, empty_percent = await _empty(ground, options, rest_s / 2)
+    console.print(f"inserting {projects} projects ...")
+    insert_s = await ground.db.insert_projects(projects, ground.target.url, *interval)
+    seconds = interval[0] * {"minutes": 60, "hours": 3_600}[interval[1]]
+    found = Measured(projects, workers, seconds, round(insert_s, 1), cpu_percent_empty=empty_percent)
+    found.polls_per_s_due = round(projects / seconds, 1)
+    found.empty_mib = _in_mib(_memory(empty))
+    console.print(f"inserted in {insert_s:.1f} s; starting the cluster ...")
+    async with ground.cluster(*options, shown=sys.stderr.isatty()) as cluster:
+        await _load(ground, cluster, found, load_s)
+        await _rest(ground, cluster, found, empty, rest_s)
+        await _reload(ground, cluster, found)
+        stopped_at = time.monotonic()
+    found.stop_s = round(time.monotonic() - stopped_at, 1)
+    found.incidents = cluster.incidents()
+    found.machine = machine()
+    return found
+
+
+async def _empty(ground: Rig, options: tuple[str, ...], rest_s: float) -> tuple[Usage, dict[str, float]]:
+    async with ground.cluster(*options) as cluster:
+        await cluster.wait(
+            lambda now: now["partitions_assigned"] == now["partitions"] and now["writer"]["state"] == "running",
+            "an empty cluster to be ready",
+            READY_S,
+        )
+        roles = processes_of(cluster, ground.db, ground.target)
+        before = measure(roles)
+        await asyncio.sleep(rest_s)
+        after = measure(roles, memory=True)
+        return after, _percent(before, after)
+
+
+async def _load(ground: Rig, cluster: Cluster, found: Measured, load_s: float) -> None:
+    lag = Lag()
+    peak: dict[str, int] = {}
+    assigned_ms = 0
+
+    def passed_s() -> float:
+        return round(time.monotonic() - cluster.started_at, 1)
+
+    async with asyncio.timeout(load_s):
+        async for now, seconds in _samples(cluster):
+            lag.coordinator.append(seconds * 1e3)
+            lag.workers += [worker["loop_lag_ms"] for worker in now["workers"]]
+            for role, size in measure(processes_of(cluster, ground.db, ground.target)).rss_bytes.items():
+                peak[role] = max(size, peak.get(role, 0))
+            if not found.loaded_s and now["projects_loaded"] >= found.projects:
+                found.loaded_s = passed_s()
+            if not found.assigned_s and (
+                now["partitions_assigned"] == now["partitions"]
+                and sum(worker["projects"] for worker in now["workers"]) == found.projects
+            ):
+                found.assigned_s = passed_s()
+                assigned_ms = time.time_ns() // 1_000_000
+            if found.assigned_s and (now["accounted_to_ms"] or 0) >= assigned_ms:
+                found.held_s = passed_s()
+                found.missed_while_loading = now["missed_by_reason"]
+                break
+    found.lag_ms_loading = lag.spreads()
+    found.memory_peak_mib = _in_mib(peak)
+    usage = measure(processes_of(cluster, ground.db, ground.target))
+    found.cpu_s_loading = {role: round(used, 1) for role, used in usage.cpu_s.items() if role != "target"}
+
+
+async def _rest(ground: Rig, cluster: Cluster, found: Measured, empty: Usage, rest_s: float) -> None:
+    await asyncio.sleep(PAUSE_S)
+    lag = Lag()
+    roles = processes_of(cluster, ground.db, ground.target)
+    first, _ = await cluster.status()
+    before = measure(roles)
+    now = first
+    while (left_s := rest_s - (time.monotonic() - before.at_s)) > 0:
+        await asyncio.sleep(min(2.0, left_s))
+        now, seconds = await cluster.status()
+        lag.coordinator.append(seconds * 1e3)
+        lag.workers += [worker["loop_lag_ms"] for worker in now["workers"]]
+    after = measure(roles)
+    after.pss_bytes = measure(roles, memory=True).pss_bytes
+    found.lag_ms_at_rest = lag.spreads()
+    found.cpu_percent_at_rest = _percent(before, after)
+    found.polls_per_s = round((now["total_requests"] - first["total_requests"]) / (after.at_s - before.at_s), 1)
+    found.missed_at_rest = now["missed"] - first["missed"]
+    found.lateness_ms = {
+        "p50": max(worker["lateness_ms"]["p50"] for worker in now["workers"]),
+        "p99": max(worker["lateness_ms"]["p99"] for worker in now["workers"]),
+        "max": max(worker["lateness_ms"]["max"] for worker in now["workers"]),
+    }
+    full = _memory(after)
+    found.memory_is = "PSS" if after.pss_bytes else "RSS"
+    found.memory_mib = _in_mib(full)
+    base = _memory(empty)
+    found.bytes_per_project = {
+        role: round((full[role] - base[role]) / found.projects, 1) for role in full if role in base and role != "target"
+    }
+
+
+async def _reload(ground: Rig, cluster: Cluster, found: Measured) -> None:
+    lag = Lag()
+    roles = processes_of(cluster, ground.db, ground.target)
+    before = measure(roles)
+    command = asyncio.create_task(cluster.command("reload"))
+    async for now, seconds in _samples(cluster):
+        lag.coordinator.append(seconds * 1e3)
+        lag.workers += [worker["loop_lag_ms"] for worker in now["workers"]]
+        if command.done():
+            break
+    status, text = await command
+    after = measure(roles)
+    if status:
+        raise BenchError(f"`cluster reload` failed: {text}")
+    found.reload_s = round(after.at_s - before.at_s, 1)
+    found.lag_ms_reloading = lag.spreads()
+    found.cpu_s_reload = {role: round(after.cpu_s[role] - before.cpu_s[role], 1) for role in ("coordinator", "workers")}
+
+
+async def _samples(cluster: Cluster) -> AsyncIterator[tuple[dict[str, Any], float]]:
+    """Status documents and the seconds each took, four a second, as long as they are asked for."""
+    while True:
+        with contextlib.suppress(OSError):  # not up yet
+            yield await cluster.status()
+        if cluster.ended():
+            raise BenchError(f"`cluster up` ended while it was measured: {cluster.tail()}")
+        await asyncio.sleep(SAMPLE_S)
+
+
+def _memory(usage: Usage) -> dict[str, int]:
+    return usage.pss_bytes or usage.rss_bytes
+
+
+def _in_mib(sizes: dict[str, int]) -> dict[str, float]:
+    return {role: round(size / MIB, 1) for role, size in sizes.items()}
+
+
+def _percent(before: Usage, after: Usage) -> dict[str, float]:
+    span_s = after.at_s - before.at_s
+    return {role: round((after.cpu_s[role] - used) * 100 / span_s, 1) for role, used in before.cpu_s.items()}
+
+
+def show(found: Measured, console: Console) -> None:
+    table = Table(title=f"{found.projects} projects every {found.interval_s} s, {found.workers} workers")
+    table.add_column("")
+    for role in ROLES:
+        table.add_column(role, justify="right")
+
+    def row(name: str, values: dict[str, Any]) -> None:
+        table.add_row(name, *(str(values.get(role, "-")) for role in ROLES))
+
+    row(f"{found.memory_is} MiB without projects", found.empty_mib)
+    row(f"{found.memory_is} MiB with them", found.memory_mib)
+    row("highest RSS MiB while loading", found.memory_peak_mib)
+    row("bytes per project", found.bytes_per_project)
+    row("CPU s until held", found.cpu_s_loading)
+    row("CPU % without projects", found.cpu_percent_empty)
+    row("CPU % at rest", found.cpu_percent_at_rest)
+    row("CPU s of a reload", found.cpu_s_reload)
+    for name, lags in (
+        ("loading", found.lag_ms_loading),
+        ("at rest", found.lag_ms_at_rest),
+        ("reloading", found.lag_ms_reloading),
+    ):
+        row(f"loop lag p99 / max ms, {name}", {role: f"{lag['p99']:g} / {lag['max']:g}" for role, lag in lags.items()})
+    console.print(table)
+    console.print(
+        f"insert {found.insert_s} s; loaded {found.loaded_s} s, assigned {found.assigned_s} s, held {found.held_s} s "
+        f"after the start; reload {found.reload_s} s; stop {found.stop_s} s"
+    )
+    console.print(
+        f"polls/s: {found.polls_per_s} of {found.polls_per_s_due} due; missed while loading "
+        f"{found.missed_while_loading or 0}, at rest {found.missed_at_rest}; "
+        f"lateness of the worst worker {found.lateness_ms}"
+    )
+    for line in found.incidents:
+        console.print(line, markup=False)
+
+
+async def main(arguments: argparse.Namespace, console: Console) -> Measured:
+    interval = (
+        (arguments.interval_hours, "hours") if arguments.interval_hours else (arguments.interval_minutes, "minutes")
+    )
+    async with rig(os.environ.get("DATABASE_URL")) as ground:
+        return await run(
+            ground,
+            console,
+            projects=arguments.projects,
+            workers=arguments.workers,
+            interval=interval,
+            rest_s=arguments.rest_seconds,
+            load_s=arguments.load_seconds,
+        )
+
+
+def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.million", description=__doc__.partition("\n")[0])
+    parser.add_argument("--projects", type=int, default=1_000_000)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--interval-minutes", type=int, default=5)
+    parser.add_argument("--interval-hours", type=int, help="instead of minutes: nearly nothing is polled")
+    parser.add_argument("--rest-seconds", type=float, default=30.0, help="length of the window at rest")
+    parser.add_argument("--load-seconds", type=float, default=600.0, help="how long the load may take")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    chosen = arguments_of()
+    out = Console()
+    try:
+        result = uvloop.run(main(chosen, out))
+    except (BenchError, TimeoutError) as failure:
+        sys.exit(f"million: {failure if str(failure) else 'the load did not end in time'}")
+    show(result, out)
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
+    sys.exit(not result.calm)

@@ -1,0 +1,63 @@
+"""Small versions of the benchmarks: that they run, that what they report adds up, and that nothing broke meanwhile.
+
+No speed is asserted: it is the machine's, and whoever else uses it.
+"""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from tests.bench import million, rig, throughput
+
+pytestmark = pytest.mark.bench
+
+SMALL = ("--projects", "200", "--workers", "2")
+
+
+async def test_throughput_reports_what_was_polled_and_the_audit_is_clean():
+    arguments = throughput.arguments_of([*SMALL, "--seconds", "5", "--warm-up", "2"])
+    (measured,) = await throughput.main(arguments)
+
+    assert measured.audit_holds, measured.audit
+    assert measured.duplicates == measured.rejects == 0
+    assert measured.not_success == 0
+    missed = rig.total(measured.missed)
+    due = measured.due_per_s * measured.seconds
+    assert abs(measured.saved_per_s * measured.seconds + missed - due) <= measured.projects  # the window's edges
+    assert measured.target_requests >= measured.saved_per_s * measured.seconds - measured.projects
+    assert all(measured.cpu_us_per_poll[role] > 0 for role in ("coordinator", "writer", "workers", "postgresql"))
+    assert measured.lateness_ms["p50"] <= measured.lateness_ms["p99"] <= measured.lateness_ms["max"]
+    assert not measured.incidents
+    text = shown(throughput.show, [measured])
+    assert "polls/s saved" in text
+    assert "clean" in text
+    assert msgspec.json.decode(msgspec.json.encode(measured), type=throughput.Measured) == measured
+
+
+async def test_a_load_of_many_projects_reports_memory_and_lag():
+    words = ["--projects", "20000", "--workers", "2", "--interval-hours", "24", "--rest-seconds", "4"]
+    measured = await million.main(million.arguments_of(words), Console(file=io.StringIO()))
+
+    assert measured.incidents == []
+    assert 0 < measured.loaded_s <= measured.assigned_s <= measured.held_s
+    assert measured.bytes_per_project["workers"] > 0
+    assert measured.bytes_per_project["coordinator"] > 0
+    assert measured.polls_per_s_due == pytest.approx(20_000 / 86_400, abs=0.1)
+    assert measured.reload_s > 0
+    assert all(set(each) == {"workers", "coordinator"} for each in (measured.lag_ms_loading, measured.lag_ms_at_rest))
+    assert "bytes per project" in shown(million.show, measured)
+
+
+async def test_a_cluster_that_does_not_start_is_reported_with_its_log():
+    async with rig.rig(None) as ground:
+        with pytest.raises(rig.BenchError, match="ended with 2"):
+            async with ground.cluster("--workers", "0") as cluster:
+                await cluster.wait(lambda now: False, "nothing", 60.0)
+
+
+def shown(show, *arguments):
+    text = io.StringIO()
+    show(*arguments, Console(file=text, width=200))
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""What every role shares: clock, driver, ticks, histogram, sockets, the frame of a process."""

@@ -1,0 +1,1 @@
+"""The worker's pure parts in virtual time."""
