@@ -2,11 +2,9 @@
 
 import sys
 
-from cluster import config, logs, runtime
+from cluster import runtime
 from coordinator.core import CoordinatorCore
 from coordinator.service import serve
 
 if __name__ == "__main__":
-    settings = config.from_environ(role="coordinator")
-    logs.setup(settings)
-    sys.exit(runtime.run_role(settings, lambda context: serve(context, CoordinatorCore)))
+    sys.exit(runtime.role_process("coordinator", lambda context: serve(context, CoordinatorCore)))

@@ -22,8 +22,6 @@ _INSERT = """
     INSERT INTO projects
         (url, name, method, headers, body, expected_status, interval, unit, timeout_ms, follow_redirects, enabled)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"""
-
-
 _CATCH_UP = """
     SELECT setval(pg_get_serial_sequence('projects', 'id'), greatest(max(id), 1)) FROM projects"""
 

@@ -12,7 +12,6 @@ It decides nothing about workers (see core.py) and knows no SQL (see projects.py
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -392,7 +391,7 @@ def _make_private(endpoint: str) -> None:
     path = endpoint.removeprefix("ipc://")
     if path != endpoint:
         with contextlib.suppress(FileNotFoundError):
-            os.chmod(Path(path), 0o600)  # noqa: PTH101 - Path.chmod follows links in the same way
+            Path(path).chmod(0o600)
 
 
 async def serve(context: RoleContext, make_core: MakeCore) -> int:

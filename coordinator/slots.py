@@ -40,12 +40,23 @@ class SliceBook:
     """Slices of all workers that may have requests in flight, those that leave included."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
+        self._total = total
+        self._ceiling = total  # above the total while a lower one has not been reached
         self._slices: dict[str, Slice] = {}
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @total.setter
+    def total(self, total: int) -> None:
+        self._total = total
+        self._ceiling = max(total, self.in_force())
 
     def joined(self, name: str, in_force: int) -> None:
         """A worker introduced itself, with the slice it works by."""
         self._slices[name] = Slice(wanted=in_force, sent=None, in_force=in_force)
+        self._ceiling = max(self._ceiling, self.in_force())
 
     def gone(self, name: str) -> None:
         self._slices.pop(name, None)
@@ -99,5 +110,7 @@ class SliceBook:
             entry.sent = None
 
     def check(self) -> None:
-        """Above the total only after it was lowered, and then nobody is being given more."""
-        assert self.in_force() <= self.total or all(e.wanted <= e.in_force for e in self._slices.values()), self._slices
+        """Above the total only after it was lowered or when adopted so, and then it only sinks."""
+        in_force = self.in_force()
+        assert in_force <= self._ceiling, (in_force, self._ceiling, self._slices)
+        self._ceiling = max(self._total, in_force)

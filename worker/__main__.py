@@ -1,16 +1,9 @@
-"""``python -m worker``: one worker in this process, configured by the environment."""
+"""``python -m worker``: one worker as a process, configured by its environment (see cluster.config)."""
 
 import sys
 
-from cluster import config, logs, runtime
+from cluster import runtime
 from worker.service import serve
 
-
-def main() -> int:
-    settings = config.from_environ()
-    logs.setup(settings)
-    return runtime.run_role(settings, serve)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runtime.role_process("worker", serve))

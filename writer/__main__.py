@@ -2,10 +2,8 @@
 
 import sys
 
-from cluster import config, logs, runtime
+from cluster import runtime
 from writer.service import main
 
 if __name__ == "__main__":
-    settings = config.from_environ(role="writer")
-    logs.setup(settings)
-    sys.exit(runtime.run_role(settings, main))
+    sys.exit(runtime.role_process("writer", main))

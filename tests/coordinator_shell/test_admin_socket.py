@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.channel import Channel
+from cluster.config import OPTIONS
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.messages.admin import REQUEST_TYPES, ScaleCluster, decode_request, is_json
+from cluster.messages.admin import REQUEST_TYPES, SLOTS_MAX, WORKERS_MAX, ScaleCluster, decode_request, is_json
 from cluster.sockets import ADMIN_MESSAGE_BYTES_MAX, bind_router
 from coordinator import admin as admin_module
 from coordinator.admin import AdminDesk, purge_results
@@ -344,6 +345,11 @@ _FIELDS = st.sampled_from(["ids", "id", "project", "delete", "purge", "workers",
 @given(st.dictionaries(_FIELDS, _VALUES, max_size=4), st.sampled_from(REQUEST_TYPES))
 def test_any_fields_are_a_request_or_an_error(fields, kind):
     assert refusal(msgspec.msgpack.encode({"type": kind, **fields})) in {None, "invalid_request"}
+
+
+def test_the_bounds_are_those_of_the_configuration():
+    bounds = {option.name: option.high for option in OPTIONS}
+    assert (bounds["workers"], bounds["max_concurrent_http"]) == (WORKERS_MAX, SLOTS_MAX)
 
 
 def test_the_first_byte_says_which_encoding():

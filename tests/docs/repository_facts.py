@@ -74,7 +74,9 @@ def error_codes() -> set[str]:
                     found |= {
                         each.value.value
                         for each in keywords
-                        if each.arg == "code" and isinstance(each.value, ast.Constant) and isinstance(each.value.value, str)
+                        if each.arg == "code"
+                        and isinstance(each.value, ast.Constant)
+                        and isinstance(each.value.value, str)
                     }
                 case ast.Dict(keys=keys, values=values):
                     found |= {

@@ -1,0 +1,215 @@
+"""Partitions through grants, cuts, deaths and restarts: where the next owner goes on."""
+
+import pytest
+
+from cluster.messages.control import BusyProject, Cut, WaitingPoll
+from cluster.ticks import PARTITIONS, partition_of
+from coordinator.ownership import Ownership, Resume
+
+P = partition_of(1)
+OTHER = (P + 1) % PARTITIONS
+WAITING = WaitingPoll(1, 5_000, "tick")
+BUSY = BusyProject(1, 40_000)
+
+
+def ownership(mark_ms=1_000, **options):
+    marks = [None] * PARTITIONS
+    marks[P] = mark_ms
+    return Ownership(marks, **options)
+
+
+def granted(book, worker="a", epoch=1, seq=2):
+    book.granted(P, worker, epoch, seq)
+    book.grant_acked(P, worker, seq)
+    return book.partitions[P]
+
+
+def cut(cut_ms=9_000, epoch=1, waiting=(), busy=()):
+    return Cut(P, epoch, cut_ms, list(waiting), list(busy))
+
+
+def test_a_new_cluster_resumes_nowhere_and_counts_time_before_as_down():
+    book = Ownership([])
+    assert len(book.partitions) == PARTITIONS
+    assert book.partitions[0].resume == Resume(None, "down")
+    assert book.assigned() == 0
+
+
+def test_a_restarted_cluster_resumes_after_its_marks():
+    assert ownership(cold_reason="handover").partitions[P].resume == Resume(1_000, "handover")
+
+
+def test_a_resume_point_is_kept_until_its_grant_is_acknowledged():
+    book = ownership()
+    book.granted(P, "a", 1, 2)
+    assert book.partitions[P].resume is not None
+    book.grant_acked(P, "b", 2)
+    book.grant_acked(P, "a", 3)
+    assert book.partitions[P].resume is not None
+    book.grant_acked(P, "a", 2)
+    assert book.partitions[P].resume is None
+
+
+def test_a_partition_is_never_granted_over_its_owners_head():
+    book = ownership()
+    granted(book)
+    with pytest.raises(AssertionError):
+        book.granted(P, "b", 2, 2)
+
+
+def test_a_cut_is_where_the_next_owner_goes_on():
+    book = ownership()
+    granted(book)
+    assert book.released(cut(waiting=[WAITING], busy=[BUSY]), "a")
+    partition = book.partitions[P]
+    assert partition.owner is None
+    assert partition.resume == Resume(9_000, "handover", [WAITING])
+    assert book.still_busy(P, 39_999) == [BUSY]
+    assert book.still_busy(P, 40_000) == []
+
+
+@pytest.mark.parametrize(("worker", "epoch"), [("b", 1), ("a", 0), ("a", 2)])
+def test_a_cut_that_is_old_news_changes_nothing(worker, epoch):
+    book = ownership()
+    granted(book)
+    assert not book.released(cut(epoch=epoch), worker)
+    assert book.partitions[P].owner == "a"
+
+
+def test_a_cut_that_comes_twice_counts_once():
+    book = ownership()
+    granted(book)
+    assert book.released(cut(), "a")
+    assert not book.released(cut(), "a")
+
+
+def test_a_worker_that_never_had_it_gives_back_the_resume_point():
+    """The grant was lost with its session: whoever is next goes on from where that one would have."""
+    book = ownership()
+    granted(book)
+    book.released(cut(waiting=[WAITING]), "a")
+    book.granted(P, "b", 2, 5)
+    assert book.released(cut(cut_ms=None, epoch=0), "b")
+    resume = book.partitions[P].resume
+    assert (resume.after_ms, resume.reason) == (9_000, "handover")
+    assert [poll.scheduled_at_ms for poll in resume.waiting] == [5_000]
+
+
+def test_death_resumes_after_the_mark():
+    book = ownership()
+    granted(book)
+    book.committed("a", 2, 7_000, {})
+    assert book.lost("a") == [P]
+    assert book.partitions[P].resume == Resume(7_000, "handover")
+    assert book.lost("a") == []
+
+
+def test_death_before_the_ack_resumes_where_the_dead_would_have():
+    book = ownership()
+    granted(book)
+    book.released(cut(cut_ms=9_000), "a")
+    book.granted(P, "b", 2, 5)
+    book.lost("b")
+    assert book.partitions[P].resume.after_ms == 9_000
+
+
+def test_death_after_the_ack_and_before_the_first_commit_still_knows_the_cut():
+    """The mark is older than the cut: ticks between them were taken care of by an owner that lived."""
+    book = ownership(mark_ms=1_000)
+    granted(book)
+    book.released(cut(cut_ms=9_000, waiting=[WAITING]), "a")
+    granted(book, "b", 2, 5)
+    book.lost("b")
+    resume = book.partitions[P].resume
+    assert resume.after_ms == 9_000
+    assert [(poll.scheduled_at_ms, poll.doubtful) for poll in resume.waiting] == [(5_000, True)]
+
+
+def test_what_waited_and_is_committed_since_does_not_wait_again():
+    book = ownership(mark_ms=1_000)
+    granted(book)
+    book.released(cut(cut_ms=9_000, waiting=[WAITING]), "a")
+    granted(book, "b", 2, 5)
+    book.committed("b", 5, 8_000, {})
+    book.lost("b")
+    assert book.partitions[P].resume.waiting == []
+
+
+def test_only_a_heartbeat_made_after_the_grant_speaks_for_it():
+    book = ownership()
+    granted(book, seq=5)
+    book.committed("a", 4, 50_000, {})
+    assert book.partitions[P].mark_ms == 1_000
+    book.committed("a", 5, 50_000, {})
+    assert book.partitions[P].mark_ms == 50_000
+
+
+def test_a_mark_stops_before_what_is_not_committed_and_never_goes_back():
+    book = ownership()
+    granted(book)
+    book.committed("a", 2, 9_000, {P: 6_000})
+    assert book.partitions[P].mark_ms == 5_999
+    book.committed("a", 2, 5_000, {})
+    assert book.partitions[P].mark_ms == 5_999
+
+
+def test_a_heartbeat_of_another_does_not_speak_for_it():
+    book = ownership()
+    granted(book)
+    book.committed("b", 99, 9_000, {})
+    assert book.partitions[P].mark_ms == 1_000
+
+
+def test_of_two_that_say_they_hold_it_the_newer_grant_wins():
+    book = ownership()
+    assert book.adopt(P, "a", 3)
+    assert not book.adopt(P, "b", 3)
+    assert not book.adopt(P, "b", 2)
+    assert book.adopt(P, "b", 4)
+    assert book.partitions[P].owner == "b"
+    assert book.partitions[P].resume is None
+
+
+def test_a_new_session_sends_every_grant_again():
+    book = ownership()
+    granted(book)
+    book.session_opened("a")
+    book.committed("a", 99, 9_000, {})
+    assert book.partitions[P].mark_ms == 1_000, "nothing of this session has been applied yet"
+
+
+def test_a_poll_that_ended_at_the_former_owner_is_settled_once():
+    book = ownership()
+    granted(book)
+    book.released(cut(busy=[BUSY]), "a")
+    assert book.settled(BusyProject(1, 41_000)) is None
+    assert book.settled(BUSY) == P
+    assert book.settled(BUSY) is None
+
+
+def test_busy_polls_of_two_former_owners_are_both_waited_for():
+    book = ownership()
+    granted(book)
+    book.released(cut(busy=[BUSY]), "a")
+    granted(book, "b", 2, 5)
+    second = BusyProject(2, 41_000)
+    book.released(cut(epoch=2, busy=[second]), "b")
+    assert book.still_busy(P, 0) == [BUSY, second]
+
+
+def test_a_resume_point_never_lies_before_the_cut_it_came_from():
+    book = ownership(mark_ms=20_000)
+    granted(book)
+    book.released(cut(cut_ms=9_000), "a")
+    granted(book, "b", 2, 5)
+    book.lost("b")
+    assert book.partitions[P].resume.after_ms == 20_000, "what is committed beyond the cut stays committed"
+
+
+def test_counts():
+    book = ownership()
+    granted(book)
+    assert book.assigned() == 1
+    assert book.owned_by("a") == [P]
+    assert book.owners()[OTHER] is None
+    assert book.marks()[P] == 1_000

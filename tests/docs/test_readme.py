@@ -1,0 +1,132 @@
+"""The README names every command, option, setting and metric; what it shows can be run."""
+
+import re
+import shlex
+import threading
+
+import asyncpg
+import click
+import msgspec
+import pytest
+import zmq
+
+from cluster import config
+from cluster.cli import cluster
+from cluster.messages.admin import decode_request
+from cluster.settings import Settings
+from tests.docs.documents import blocks, code_spans, metric_names, row_of
+from tests.docs.repository_facts import read
+
+README = read("README.md")
+
+
+def commands(command=cluster, path=("cluster",)):
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from commands(each, (*path, name))
+    else:
+        yield path, command
+
+
+def options(command):
+    return {flag for each in command.params if isinstance(each, click.Option) for flag in each.opts}
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_and_each_of_its_options_is_named(path):
+    spans = code_spans(README)
+    assert any(re.match(re.escape(" ".join(path)) + r"( |$)", span) for span in spans), f"`{' '.join(path)}`"
+    named = {flag for span in spans for flag in re.findall(r"--[a-z][a-z-]*", span)}
+    assert not options(COMMANDS[path]) - named
+
+
+@pytest.mark.parametrize("option", config.OPTIONS, ids=lambda option: option.name)
+def test_every_option_has_a_row_with_its_flag_variables_key_and_default(option):
+    row = row_of(README, f"`{option.flag}`", *(f"`{variable}`" for variable in option.variables), f"`{option.name}`")
+    default = row[3].strip("`")
+    if option.kind in ("path", "database_url", "endpoint"):
+        assert default
+    else:
+        made = config.load({option.name: default}, {})
+        assert getattr(made, option.field) == getattr(Settings(data_dir=made.data_dir), option.field)
+
+
+def test_every_field_of_the_settings_is_an_option_or_a_variable_of_a_role():
+    fields = {field.name for field in msgspec.structs.fields(Settings)}
+    assert fields == {option.field for option in config.OPTIONS} | set(config._ROLE_VARIABLES)
+    assert {f"`{variable}`" for variable in config.VARIABLES} <= {f"`{span}`" for span in code_spans(README)}
+
+
+@pytest.mark.parametrize("name", sorted(metric_names()))
+def test_every_metric_is_named(name):
+    assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("path", ["/", "/status", "/healthz", "/readyz", "/metrics"])
+def test_every_http_path_is_named(path):
+    assert row_of(README, f"`{path}`")
+
+
+@pytest.mark.parametrize("document", ["README.md", "deploy/RUNBOOK.md"])
+def test_command_lines_in_code_blocks_are_accepted_by_the_command_line(document):
+    lines = [line for block in blocks(read(document), "sh") for line in block.splitlines()]
+    seen = 0
+    for line in lines:
+        if not line.startswith("cluster "):
+            continue
+        command, name, arguments = cluster, "cluster", shlex.split(line, comments=True)[1:]
+        while isinstance(command, click.Group):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, list(arguments))
+        seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("query", blocks(README, "sql"), ids=range(len(blocks(README, "sql"))))
+async def test_the_queries_run(query, database_url):
+    conn = await asyncpg.connect(database_url)
+    try:
+        await conn.execute("INSERT INTO projects (url) VALUES ('http://127.0.0.1:9/')")
+        await conn.fetch(query)
+    finally:
+        await conn.close()
+
+
+def test_there_are_queries():
+    assert len(blocks(README, "sql")) >= 5
+
+
+def test_the_admin_example_sends_requests_the_coordinator_accepts(tmp_path):
+    (example,) = blocks(README, "python")
+    endpoint = f"ipc://{tmp_path}/a"
+    context = zmq.Context()
+    server = context.socket(zmq.ROUTER)
+    server.bind(endpoint)
+    accepted = []
+
+    def answer():
+        for reply in (b'{"type": "ok", "id": 7}', b'{"type": "ok", "ids": [7]}'):
+            if not server.poll(10_000):
+                return
+            *envelope, body = server.recv_multipart()
+            accepted.append(type(decode_request(body)).__name__)
+            server.send_multipart([*envelope, reply])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    names = {}
+    try:
+        exec(re.sub(r"ipc://[^\"]+", endpoint, example), names)
+    finally:
+        thread.join()
+        for socket in (names.get("socket"), server):
+            if socket is not None:
+                socket.close(0)
+        context.term()
+        if "context" in names:
+            names["context"].term()
+    assert accepted == ["AddProject", "RemoveProjects"]
