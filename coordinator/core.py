@@ -18,6 +18,7 @@ from collections import defaultdict
 from cluster.messages.control import (
     Ack,
     CoordinatorHeartbeat,
+    Cut,
     Heartbeat,
     Hello,
     KillProcess,
@@ -107,6 +108,7 @@ class CoordinatorCore:
         self._alive: dict[str, str] = {}  # incarnation -> name, as the supervisor last said
         self._writer_alive: str | None = None
         self._writer_kill_sent_ms = 0
+        self._cuts: list[Cut] = []  # of workers that said hello before everybody was there
         self._loaded = 0
         self._total: int | None = None
         self._database_up = False
@@ -281,10 +283,11 @@ class CoordinatorCore:
                 return self._on_heartbeat(member, message, now_ms)
             case Ack(session, seq):
                 return self._on_ack(member, session, seq, now_ms)
-            case Released(_, cuts):
+            case Released(session, cuts):
+                same_session = member.link is not None and session == member.link.session
                 effects: list[Effect] = []
                 for cut in cuts:
-                    if self.ownership.released(cut, member.name):
+                    if self.ownership.released(cut, member.name, same_session=same_session):
                         self._teller.revoking.discard(cut.partition)
                         self._placement.offer(cut.partition)
                 return effects + self._teller.pump_all(now_ms) + self._placement.retire_if_empty(member)
@@ -356,7 +359,7 @@ class CoordinatorCore:
         member.peer = peer
         member.pid = hello.pid
         member.last_heard_ms = now_ms
-        leaves = hello.draining or (self._supervisor is not None and member.name not in self.state.names)
+        leaves = hello.draining or (member.supervised and member.name not in self.state.names)
         if member.state in ("starting", "restarting"):
             effects.append(WriteLog("info", f"{member.name} (pid {member.pid}) joined"))
         member.state = "draining" if leaves else "running"
@@ -364,6 +367,8 @@ class CoordinatorCore:
             owner = self.ownership.partitions[held.partition].owner
             if owner in (None, member.name) or self.state.phase in ("loading", "gathering"):
                 self.ownership.adopt(held.partition, member.name, held.epoch)
+        if self.state.phase in ("loading", "gathering"):
+            self._cuts += hello.released
         if self.state.phase == "gathering":
             effects += self._try_run(now_ms)
         elif self.state.phase in ("running", "stopping"):
@@ -395,6 +400,9 @@ class CoordinatorCore:
             self._supervised_process(process.name, process.incarnation, process.pid, now_ms)
         for member in list(self.members.values()):
             unlisted = member.incarnation not in self._alive
+            if member.supervised and member.state == "running" and member.name not in self.state.names:
+                member.state = "draining"
+                self._placement.plan_soon(now_ms)
             if member.supervised and unlisted and now_ms - member.since_ms > 2 * HEARTBEAT_MS:
                 effects += self._on_exit(member.name, member.incarnation, None, member.name in self.state.names, now_ms)
         if hello.stopping:
@@ -513,6 +521,9 @@ class CoordinatorCore:
         if not (complete or overdue):
             return []
         self.state.phase = "running"
+        for cut in self._cuts:
+            self.ownership.remembered(cut)
+        self._cuts = []
         self.census.keep_only({member.incarnation for member in self.members.values()})
         for partition in self.ownership.partitions:
             partition.wanted = partition.owner

@@ -34,6 +34,7 @@ class Partition(msgspec.Struct, gc=False):
     busy: list[BusyProject] = []  # polls in flight at former owners that live, as far as known
     granted_seq: int = 0  # of the owner's session; 0: its grant has not been sent in this session
     revoked_at_ms: int | None = None  # a revoke is under way
+    revoke_sent: bool = False  # and can't be taken back
 
 
 class Ownership:
@@ -66,6 +67,7 @@ class Ownership:
         partition.epoch = epoch
         partition.resume = None
         partition.revoked_at_ms = None
+        partition.revoke_sent = False
         partition.granted_seq = 0
         return True
 
@@ -76,6 +78,7 @@ class Ownership:
         partition.epoch = epoch
         partition.granted_seq = seq
         partition.revoked_at_ms = None
+        partition.revoke_sent = False
 
     def grant_acked(self, index: int, worker: str, seq: int) -> None:
         """The owner has it: from now on its heartbeats speak for the partition."""
@@ -84,16 +87,22 @@ class Ownership:
             partition.base = partition.resume
             partition.resume = None
 
-    def released(self, cut: Cut, worker: str) -> bool:
-        """A worker gave a partition up.  False when that is old news."""
+    def released(self, cut: Cut, worker: str, *, same_session: bool) -> bool:
+        """A worker gave a partition up.  False when that is old news.
+
+        A cut of an older epoch is news only when the worker was not granted the partition in this session: the grant
+        of the epoch in force never reached it.
+        """
         partition = self.partitions[cut.partition]
-        if partition.owner != worker or (cut.cut_ms is not None and cut.epoch != partition.epoch):
+        exact = cut.cut_ms is not None and cut.epoch == partition.epoch
+        if partition.owner != worker or not (exact or (same_session and not partition.granted_seq)):
             return False
         partition.owner = None
         partition.granted_seq = 0
         partition.revoked_at_ms = None
-        if cut.cut_ms is None:
-            partition.resume = _after_loss(partition)
+        partition.revoke_sent = False
+        if cut.cut_ms is None or not exact:
+            partition.resume = partition.resume or _after_loss(partition)
         else:
             partition.resume = Resume(cut.cut_ms, "handover", cut.waiting)
             partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
@@ -114,6 +123,15 @@ class Ownership:
             partition.busy = [entry for entry in partition.busy if entry.until_ms > now_ms]
         return partition.busy
 
+    def remembered(self, cut: Cut) -> None:
+        """A cut whose grant was lost with a former coordinator: as good as any for a partition nobody holds."""
+        partition = self.partitions[cut.partition]
+        after_ms = partition.resume.after_ms if partition.resume is not None else None
+        if partition.owner is None and cut.cut_ms is not None and cut.cut_ms > (after_ms or 0):
+            done_ms = -1 if partition.mark_ms is None else partition.mark_ms
+            partition.resume = Resume(cut.cut_ms, "handover", _in_doubt(cut.waiting, done_ms))
+            partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
+
     def lost(self, worker: str) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""
         indices = self.owned_by(worker)
@@ -122,6 +140,7 @@ class Ownership:
             partition.owner = None
             partition.granted_seq = 0
             partition.revoked_at_ms = None
+            partition.revoke_sent = False
             partition.resume = _after_loss(partition)
         return indices
 
@@ -153,5 +172,9 @@ def _after_loss(partition: Partition) -> Resume:
     if start is None:
         return Resume(partition.mark_ms, "handover")
     done_ms = -1 if partition.mark_ms is None else partition.mark_ms
-    waiting = [msgspec.structs.replace(poll, doubtful=True) for poll in start.waiting if poll.scheduled_at_ms > done_ms]
+    waiting = _in_doubt(start.waiting, done_ms)
     return Resume(max(start.after_ms or 0, done_ms) if start.after_ms is not None else None, start.reason, waiting)
+
+
+def _in_doubt(waiting: list[WaitingPoll], done_ms: int) -> list[WaitingPoll]:
+    return [msgspec.structs.replace(poll, doubtful=True) for poll in waiting if poll.scheduled_at_ms > done_ms]

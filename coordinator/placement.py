@@ -70,8 +70,8 @@ class Placement:
                 self.offer(index)
             elif partition.owner != target:
                 self._withdraw(index, partition, now_ms)
-            elif (owner := self._state.members.get(partition.owner)) is not None:
-                owner.revokes.discard(index)
+            elif partition.revoked_at_ms is not None:
+                self._keep(index, partition)
         if moved:
             effects += self._state.next_epoch()
         effects += self.share_slots(now_ms)
@@ -83,6 +83,19 @@ class Placement:
         target = self._state.members.get(partition.wanted or "")
         if target is not None and target.link is not None and partition.owner is None:
             target.grants[index] = None
+
+    def _keep(self, index: int, partition: Partition) -> None:
+        """The owner is to keep it after all.  A revoke that was sent takes its course; then it is granted back."""
+        owner = self._state.members.get(partition.owner or "")
+        if owner is None or owner.link is None or partition.revoke_sent:
+            return
+        if not partition.granted_seq:
+            if not owner.snapshot:
+                return  # left out of the snapshot
+            owner.grants[index] = None
+        owner.revokes.discard(index)
+        partition.revoked_at_ms = None
+        self._teller.revoking.discard(index)
 
     def _withdraw(self, index: int, partition: Partition, now_ms: int) -> None:
         owner = self._state.members.get(partition.owner or "")

@@ -185,6 +185,7 @@ class Teller:
             if partition.wanted in (None, member.name) or partition.wanted not in self._state.members:
                 grants.append(index)
                 partition.revoked_at_ms = None
+                partition.revoke_sent = False
             else:
                 partition.revoked_at_ms = now_ms
                 self.revoking.add(index)
@@ -214,6 +215,8 @@ class Teller:
                 member.limits, member.limits_seq = None, seq
             elif member.revokes:
                 message = Revoke(link.session, seq, self._state.epoch, sorted(member.revokes))
+                for index in member.revokes:
+                    self._state.ownership.partitions[index].revoke_sent = True
                 member.revokes.clear()
             elif member.removes:
                 removed, tokens = member.take_removes()

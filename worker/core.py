@@ -197,7 +197,8 @@ class WorkerCore:
         held = [HeldPartition(index, held.epoch) for index, held in self.ticker.partitions.items()]
         slice_ = max(self.ticker.slice, len(self.ticker.flights))
         draining = self.phase != "polling"
-        hello = Hello(self.name, self.incarnation, self._pid, self.stream_id, slice_, held, draining)
+        cuts = list(self._cuts.values())
+        hello = Hello(self.name, self.incarnation, self._pid, self.stream_id, slice_, held, cuts, draining)
         return TellCoordinator(hello)
 
     def _on_coordinator(self, message: ToWorker, now_ms: int) -> list[Effect]:

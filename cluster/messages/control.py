@@ -103,6 +103,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     stream_id: str
     slice: int  # the slice in force, 0 for a newcomer
     held: list[HeldPartition] = []
+    released: list[Cut] = []  # the last cuts: a coordinator that was restarted may not know them
     draining: bool = False
 
 

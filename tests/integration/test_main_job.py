@@ -1,0 +1,33 @@
+"""The main job: eight workers poll everything on time, and what they found is in the database."""
+
+from tests.integration.harness import check_books, wait_until
+
+PROJECTS = 400
+POLLS_EACH = 15
+
+
+def test_every_project_is_polled_every_second_and_every_request_is_a_row(make_cluster, sql, target):
+    cluster = make_cluster(workers=8)
+    tags = sql.insert_projects(target, PROJECTS)
+    wait_until(lambda: min(target.counts(tags).values()) >= POLLS_EACH, lambda: target.counts(tags), 60)
+    assert cluster.stop() == 0
+
+    report = check_books(cluster, sql, target, tags)
+    assert report["projects_audited"] == PROJECTS
+    assert report["total"]["due"] >= PROJECTS * (POLLS_EACH - 2)
+    # Every tick was polled, but for one that came while the project's first, immediate poll waited or ran.
+    late = sql.fetch(
+        """SELECT m.project_id, m.reason, m.ticks FROM missed_polls m
+           JOIN (SELECT project_id, min(since) AS began FROM project_spans GROUP BY 1) s USING (project_id)
+           WHERE m.reason <> 'overrun' OR m.last_tick > s.began + interval '2 seconds'"""
+    )
+    assert not late, [dict(row) for row in late]
+    off_grid = sql.value(
+        """SELECT count(*) FROM (SELECT scheduled_at - lag(scheduled_at) OVER (PARTITION BY project_id
+             ORDER BY scheduled_at) AS step FROM poll_results WHERE trigger = 'tick') t WHERE step <> '1 second'"""
+    )
+    assert off_grid == 0
+    assert sql.value("SELECT count(*) FROM poll_results WHERE trigger = 'immediate'") == PROJECTS
+    assert sql.value("SELECT count(DISTINCT worker) FROM poll_results") == 8
+    assert sql.value("SELECT count(*) FROM poll_results WHERE status <> 'success' OR status_code <> 200") == 0
+    assert not cluster.complaints()

@@ -1,0 +1,110 @@
+"""Missed ticks as ranges: every tick in exactly one range, ranges of a project never overlap."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.missed import HOLD_MS, MissedLog
+
+P = 5
+
+
+def add(log, first, last, reason="overload", *, project=1, interval=1_000, epoch=1, now=0, partition=P):
+    log.add(project, partition, first, last, interval, reason, epoch, now)
+
+
+def shown(ranges):
+    return [(r.project_id, r.first_tick_ms, r.last_tick_ms, r.reason) for r in ranges]
+
+
+def test_a_range_grows_while_the_next_tick_is_missed_for_the_same_reason():
+    log = MissedLog()
+    for tick in (1_000, 2_000, 3_000):
+        add(log, tick, tick)
+    (taken,) = log.take(0, everything=True)
+    assert (taken.first_tick_ms, taken.last_tick_ms, taken.ticks) == (1_000, 3_000, 3)
+    assert len(log) == 0
+
+
+def test_a_range_is_handed_over_when_it_is_old_enough():
+    log = MissedLog()
+    add(log, 1_000, 1_000, now=500)
+    add(log, 2_000, 2_000, now=1_500)
+    assert log.take(500 + HOLD_MS - 1) == []
+    assert shown(log.take(500 + HOLD_MS)) == [(1, 1_000, 2_000, "overload")]
+
+
+def test_another_reason_a_gap_an_interval_or_an_epoch_ends_it():
+    log = MissedLog()
+    add(log, 1_000, 1_000)
+    add(log, 2_000, 2_000, "overrun")
+    add(log, 4_000, 4_000, "overrun")
+    add(log, 4_500, 4_500, "overrun", interval=500)
+    add(log, 5_000, 5_000, "overrun", interval=500, epoch=2)
+    assert [r.first_tick_ms for r in log.take(0, everything=True)] == [1_000, 2_000, 4_000, 4_500, 5_000]
+
+
+def test_closed_ranges_do_not_wait():
+    log = MissedLog()
+    add(log, 1_000, 1_000, now=0)
+    add(log, 2_000, 2_000, "overrun", now=0)
+    assert shown(log.take(1)) == [(1, 1_000, 1_000, "overload")]
+
+
+def test_what_is_not_handed_over_is_known_by_partition():
+    log = MissedLog()
+    add(log, 3_000, 3_000)
+    add(log, 4_000, 4_000, "overrun")
+    add(log, 9_000, 9_000, project=2, partition=7)
+    assert log.unreported() == {P: 3_000, 7: 9_000}
+    log.take(0)
+    assert log.unreported() == {P: 4_000, 7: 9_000}
+    log.take(0, everything=True)
+    assert log.unreported() == {}
+
+
+def test_a_range_of_ten_days_is_one_entry():
+    log = MissedLog()
+    add(log, 0, 864_000_000 - 1_000, "down")
+    assert log.ticks == {"down": 864_000}
+    assert len(log) == 1
+
+
+steps = st.lists(
+    st.tuples(
+        st.integers(min_value=1, max_value=3),  # project
+        st.integers(min_value=1, max_value=4),  # ticks
+        st.integers(min_value=0, max_value=2),  # ticks that were polled before these
+        st.sampled_from(["overload", "overrun", "handover", "down", "paused"]),
+        st.booleans(),  # take what is due afterwards
+    ),
+    max_size=80,
+)
+
+
+@given(steps)
+def test_every_tick_is_in_exactly_one_range(script):
+    log = MissedLog()
+    next_tick = {1: 1_000, 2: 1_500, 3: 1_700}
+    expected = []
+    taken = []
+    now = 0
+    for project, ticks, polled, reason, take in script:
+        now += 700
+        first = next_tick[project] + polled * 1_000
+        last = first + (ticks - 1) * 1_000
+        next_tick[project] = last + 1_000
+        add(log, first, last, reason, project=project, now=now, partition=project)
+        expected += [(project, tick, reason) for tick in range(first, last + 1, 1_000)]
+        if take:
+            taken += log.take(now)
+        oldest = log.unreported()
+        gone = {(r.project_id, t) for r in taken for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)}
+        left = [(p, t) for p, t, _ in expected if (p, t) not in gone]
+        assert oldest == {p: min(t for q, t in left if q == p) for p in {q for q, _ in left}}
+        assert len(log._open) <= 3
+    taken += log.take(now, everything=True)
+    found = [(r.project_id, t, r.reason) for r in taken for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)]
+    assert sorted(found) == sorted(expected)
+    assert Counter(reason for _, _, reason in expected) == log.ticks
