@@ -2,15 +2,18 @@
 
 A channel hands over every message in order and sends without blocking.  What can't be sent is the caller's to know:
 ``send`` returns False when the peer is gone or its queue is full, and nothing was queued.  At most ``DRAIN_MAX``
-messages are handed over per turn of the loop, so a flood can't starve timers.
+messages are handed over per turn of the loop, and no further one after ``DRAIN_S``, so neither a flood nor a row of
+large messages can starve timers.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import zmq
 
 DRAIN_MAX = 512
+DRAIN_S = 0.005
 
 # The frames as received: a server gets [routing id, body], a client [body]; anything else is malformed, and the
 # receiver's to count (the admin socket also takes REQ's [routing id, b"", body]).
@@ -80,6 +83,7 @@ class Channel:
         if self._scheduled is not None:
             self._scheduled.cancel()
             self._scheduled = None
+        until = time.monotonic() + DRAIN_S
         for _ in range(DRAIN_MAX):
             if self._closed:
                 return
@@ -88,4 +92,6 @@ class Channel:
             except zmq.Again:
                 return
             self._on_frames(frames)
+            if time.monotonic() >= until:
+                break
         self._schedule()

@@ -81,7 +81,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             case "address":
                 return "HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8700 or [::1]:8700"
             case "endpoint":
-                return "ipc:///absolute/path or tcp://HOST:PORT"
+                return "ipc:///absolute/path; over TCP these sockets would be open to anyone"
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -368,6 +368,5 @@ def _is_address(text: str) -> bool:
 
 
 def _is_endpoint(text: str) -> bool:
-    if text.startswith("ipc://"):
-        return text.startswith("ipc:///") and text.isprintable()
-    return text.startswith("tcp://") and _is_address(text.removeprefix("tcp://").replace("*", "any", 1))
+    """Only ipc: its directory's mode is the authentication.  TCP is for when CURVE guards it."""
+    return text.startswith("ipc:///") and text.isprintable()

@@ -2,7 +2,8 @@
 
 It serves on 127.0.0.1, on port 8701 or the next free one, and sees to it that the table has a project for each of
 ``DEMO_PROJECTS``, known by its name: one that is there keeps its row and only gets the server's address of today, so a
-second demo has 100 projects still.  Nothing is deleted, neither now nor at the end.
+second demo has 100 projects still.  Nothing is deleted, neither now nor at the end.  They are added when the cluster is
+ready to poll, so a first demo shows no tick that was due before.
 
     /ok/N       200 at once                       /slow/N     200 after 0.3 to 1.2 s
     /flaky/N    503 for every fifth request       /failing/N  500
@@ -18,6 +19,7 @@ import logging
 import socket
 import sys
 
+import aiohttp
 import msgspec
 from aiohttp import web
 
@@ -32,6 +34,8 @@ INTERVAL_S = 5
 FLAKY_EVERY = 5
 RETRY_S = 0.5
 RETRY_MAX_S = 10.0
+READY_WAIT_S = 30.0
+READY_POLL_S = 0.1
 
 logger = logging.getLogger("cluster.demo")
 
@@ -131,7 +135,7 @@ async def run_demo(context: runtime.RoleContext) -> int:
     try:
         await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
         logger.info("the demo's target is at http://%s:%d", HOST, port)
-        adding = asyncio.create_task(_add_projects(url, port))
+        adding = asyncio.create_task(_add_projects(url, port, context.settings.http))
         await context.stopping.wait()
         adding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -141,8 +145,24 @@ async def run_demo(context: runtime.RoleContext) -> int:
     return 0
 
 
-async def _add_projects(url: str, port: int) -> None:
+async def _until_ready(http: str) -> None:
+    """Wait for the cluster to poll, but not for ever: a worker that does not start must not hide the demo."""
+    host, _, port = http.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - bound to all, asked on this one
+    url = f"http://{host}:{port}/readyz"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_WAIT_S), aiohttp.ClientSession() as session:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(url) as response:
+                        if response.status == web.HTTPOk.status_code:
+                            return
+                await asyncio.sleep(READY_POLL_S)
+
+
+async def _add_projects(url: str, port: int, http: str) -> None:
     """Retries until the database has taken them."""
+    await _until_ready(http)
     delay_s = RETRY_S
     while True:
         try:

@@ -22,7 +22,7 @@ class Note(msgspec.Struct, frozen=True):
     """What is settled when a message is acknowledged."""
 
     tokens: list[int] = []
-    immediate: list[tuple[int, int]] = []  # (partition, project id)
+    seen: list[tuple[int, int]] = []  # (partition, project id): new and changed projects
     granted: list[int] = []  # partitions
 
 
@@ -108,9 +108,10 @@ class Member:
             tokens, self.remove_tokens = self.remove_tokens, []
         return removed, tokens
 
-    def take_upserts(self, blob_of: Callable[[int], bytes | None]) -> tuple[list[msgspec.Raw], list[int]]:
+    def take_upserts(self, blob_of: Callable[[int], bytes | None]) -> tuple[list[msgspec.Raw], dict[int, bool]]:
+        """Changed projects for one message, and for each whether its immediate poll is wanted."""
         blobs: list[msgspec.Raw] = []
-        immediate: list[int] = []
+        taken: dict[int, bool] = {}
         size = 0
         for project_id in list(self.upserts):
             blob = blob_of(project_id)
@@ -118,12 +119,11 @@ class Member:
             if blob is None:
                 continue
             blobs.append(msgspec.Raw(blob))
-            if wants_poll:
-                immediate.append(project_id)
+            taken[project_id] = wants_poll
             size += len(blob)
             if size >= BYTES_PER_MESSAGE:
                 break
-        return blobs, immediate
+        return blobs, taken
 
     def snapshot_note(self) -> Any:
         tokens, self.snapshot_tokens = self.snapshot_tokens, []

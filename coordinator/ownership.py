@@ -53,6 +53,10 @@ class Ownership:
     def wanted(self) -> list[str | None]:
         return [partition.wanted for partition in self.partitions]
 
+    def all_taken_over(self) -> bool:
+        """Has every owner acknowledged its grant?"""
+        return all(partition.resume is None for partition in self.partitions)
+
     def assigned(self) -> int:
         return sum(partition.owner is not None for partition in self.partitions)
 
@@ -91,11 +95,12 @@ class Ownership:
         """A worker gave a partition up.  False when that is old news.
 
         A cut of an older epoch is news only when the worker was not granted the partition in this session: the grant
-        of the epoch in force never reached it.
+        of the epoch in force never reached it.  It is exact when the worker held the partition until then.
         """
         partition = self.partitions[cut.partition]
-        exact = cut.cut_ms is not None and cut.epoch == partition.epoch
-        if partition.owner != worker or not (exact or (same_session and not partition.granted_seq)):
+        not_granted = same_session and not partition.granted_seq
+        exact = cut.cut_ms is not None and (cut.epoch == partition.epoch or (not_granted and cut.fresh))
+        if partition.owner != worker or not (exact or not_granted):
             return False
         partition.owner = None
         partition.granted_seq = 0
@@ -124,13 +129,18 @@ class Ownership:
         return partition.busy
 
     def remembered(self, cut: Cut) -> None:
-        """A cut whose grant was lost with a former coordinator: as good as any for a partition nobody holds."""
+        """A cut that a former coordinator may have known: a resume point where nobody holds it, else the base."""
         partition = self.partitions[cut.partition]
-        after_ms = partition.resume.after_ms if partition.resume is not None else None
-        if partition.owner is None and cut.cut_ms is not None and cut.cut_ms > (after_ms or 0):
-            done_ms = -1 if partition.mark_ms is None else partition.mark_ms
-            partition.resume = Resume(cut.cut_ms, "handover", _in_doubt(cut.waiting, done_ms))
-            partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
+        known = partition.resume if partition.owner is None else partition.base
+        known_ms = max((known.after_ms if known is not None else None) or 0, partition.mark_ms or 0)
+        if cut.cut_ms is None or cut.cut_ms <= known_ms:
+            return
+        resume = Resume(cut.cut_ms, "handover", _in_doubt(cut.waiting, partition.mark_ms or -1))
+        if partition.owner is None:
+            partition.resume = resume
+        else:
+            partition.base = resume
+        partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
 
     def lost(self, worker: str) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""
@@ -153,7 +163,8 @@ class Ownership:
     def committed(self, worker: str, seq: int, at_ms: int, lagging: dict[int, int]) -> None:
         """A heartbeat made after the deltas up to ``seq`` were applied."""
         for index, partition in enumerate(self.partitions):
-            if partition.owner == worker and 0 < partition.granted_seq <= seq:
+            speaks = partition.revoked_at_ms is None  # else it may have given it up, and not speak of it any more
+            if speaks and partition.owner == worker and 0 < partition.granted_seq <= seq:
                 mark = lagging[index] - 1 if index in lagging else at_ms
                 if partition.mark_ms is None or mark > partition.mark_ms:
                     partition.mark_ms = mark

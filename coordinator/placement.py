@@ -126,13 +126,14 @@ class Placement:
         return [effect for name in sorted(touched) for effect in self._teller.pump(self._state.members[name], now_ms)]
 
     def retire_if_empty(self, member: Member) -> list[Effect]:
-        """A draining worker that owns nothing any more may end."""
+        """A draining worker that owns nothing any more may end, once its cuts have reached the new owners."""
         if (
             member.state == "draining"
             and member.link is not None
             and self._state.phase == "running"
             and not member.snapshot
             and not self._state.ownership.owned_by(member.name)
+            and self._state.ownership.all_taken_over()
         ):
             first = not member.retired
             member.retired = True

@@ -43,6 +43,7 @@ class WireGrant(msgspec.Struct, frozen=True):
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
     immediate: list[int] = []
+    unseen: list[int] = []
     ended: list[EndedSpan] = []
     last: bool = True
 
@@ -66,7 +67,8 @@ class Teller:
     def __init__(self, state: ClusterState) -> None:
         self._state = state
         self.revoking: set[int] = set()  # partitions whose owner has been, or is to be, told to give them up
-        self._immediate: defaultdict[int, set[int]] = defaultdict(set)  # partition -> ids whose first poll is unacked
+        # New and changed projects that no owner has acknowledged, by partition: id -> its immediate poll is wanted.
+        self._unseen: defaultdict[int, dict[int, bool]] = defaultdict(dict)
         self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> not yet accounted for
         self._tokens: dict[int, int] = {}  # token -> acknowledgements outstanding
         self._sessions = 0
@@ -78,8 +80,8 @@ class Teller:
             note: Note = entry.note
             for index in note.granted:
                 self._state.ownership.grant_acked(index, member.name, entry.seq)
-            for index, project_id in note.immediate:
-                self._immediate[index].discard(project_id)
+            for index, project_id in note.seen:
+                self._unseen[index].pop(project_id, None)
             effects += self.confirm(note.tokens)
         return effects
 
@@ -101,8 +103,8 @@ class Teller:
                 self._end_span(index, before, decode_spec(record.blob).since_ms)
             partition = self._state.ownership.partitions[index]
             immediate = is_new and not event.initial
-            if immediate:
-                self._immediate[index].add(record.id)
+            if not event.initial:
+                self._unseen[index][record.id] = immediate or self._unseen[index].get(record.id, False)
             owner = self._state.told_owner(partition)
             if owner is not None:
                 owner.upserts[record.id] = immediate or owner.upserts.get(record.id, False)
@@ -115,7 +117,7 @@ class Teller:
                 continue
             dropped.append(removed.project_id)
             partition = self._state.ownership.partitions[dropped_from]
-            self._immediate[dropped_from].discard(removed.project_id)
+            self._unseen[dropped_from].pop(removed.project_id, None)
             owner = self._state.told_owner(partition)
             if owner is not None:
                 owner.upserts.pop(removed.project_id, None)
@@ -226,9 +228,10 @@ class Teller:
                 message = Settle(link.session, seq, list(member.settles))
                 member.settles.clear()
             elif member.upserts:
-                blobs, immediate = member.take_upserts(self._state.catalog.blob)
+                blobs, taken = member.take_upserts(self._state.catalog.blob)
+                immediate = [project_id for project_id, wanted in taken.items() if wanted]
                 message = WireUpsert(link.session, seq, self._state.epoch, blobs, immediate)
-                note = Note(immediate=[(partition_of(project_id), project_id) for project_id in immediate])
+                note = Note(seen=[(partition_of(project_id), project_id) for project_id in taken])
             elif member.grants:
                 effects += self._grant(member, link, now_ms)
                 continue
@@ -245,16 +248,16 @@ class Teller:
         """One message of grants; a partition larger than a message goes out in parts, one after the other."""
         effects: list[Effect] = []
         parts: list[WireGrant] = []
-        immediate: list[tuple[int, int]] = []
+        seen: list[tuple[int, int]] = []
         granted: list[int] = []
         size = 0
 
         def flush() -> None:
-            nonlocal size, parts, immediate, granted
+            nonlocal size, parts, seen, granted
             message = WireGrants(link.session, link.number(), self._state.epoch, parts)
-            note = Note(immediate=immediate, granted=granted)
+            note = Note(seen=seen, granted=granted)
             effects.append(Send(link.peer, link.push(message, note, now_ms)))
-            parts, immediate, granted, size = [], [], [], 0
+            parts, seen, granted, size = [], [], [], 0
 
         for index in list(member.grants):
             del member.grants[index]
@@ -263,7 +266,7 @@ class Teller:
                 continue
             resume = partition.resume or Resume(partition.mark_ms, "handover")
             ended = self._ended.get(index, [])
-            first_polls = sorted(self._immediate[index])
+            unseen = self._unseen.get(index, {})
             chunk: list[msgspec.Raw] = []
             for blob in self._state.catalog.blobs(index):
                 chunk.append(msgspec.Raw(blob))
@@ -280,11 +283,12 @@ class Teller:
                     chunk,
                     resume.waiting,
                     self._state.ownership.still_busy(index, now_ms),
-                    first_polls,
+                    [project_id for project_id, wanted in unseen.items() if wanted],
+                    [project_id for project_id, wanted in unseen.items() if not wanted],
                     ended,
                 )
             )
-            immediate += [(index, project_id) for project_id in first_polls]
+            seen += [(index, project_id) for project_id in unseen]
             granted.append(index)
             self._state.ownership.granted(index, member.name, self._state.epoch, link.number())
             self.revoking.discard(index)

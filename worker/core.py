@@ -6,6 +6,8 @@ committed (``flushing``), then ``Exit``.  While the coordinator is away it keeps
 
 from typing import Literal
 
+import msgspec
+
 from cluster.messages.control import (
     Cut,
     Grant,
@@ -268,6 +270,7 @@ class WorkerCore:
             grant.immediate,
             grant.ended,
             now_ms,
+            unseen=grant.unseen,
         )
 
     def _release(self, indices: list[int], now_ms: int) -> list[Effect]:
@@ -277,7 +280,7 @@ class WorkerCore:
         for index in indices:
             cut = self.ticker.revoke(index, now_ms) or self._cuts.get(index) or Cut(index, 0, None)
             self._unconfirmed.discard(index)
-            self._cuts[index] = cut
+            self._cuts[index] = msgspec.structs.replace(cut, fresh=False)
             cuts.append(cut)
         return [TellCoordinator(Released(self.link.session, cuts))]
 

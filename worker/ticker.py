@@ -17,6 +17,7 @@ whose tick is not its slot's next is stale and skipped.
 """
 
 from collections import deque
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush, heapreplace
 from urllib.parse import urlsplit
 
@@ -243,9 +244,12 @@ class Ticker:
         immediate: list[int],
         ended: list[EndedSpan],
         now_ms: int,
+        *,
+        unseen: Collection[int] = (),
     ) -> None:
         """Take a partition over, or (one that is held already) take from the grant what changed."""
         first_polls = set(immediate)
+        uncounted = set(unseen)
         held = self.partitions.get(partition)
         if held is not None:
             held.epoch = epoch
@@ -275,7 +279,9 @@ class Ticker:
                 self._wait(scheduled, before.scheduled_at_ms, before.trigger)
                 if before.doubtful:
                     scheduled.doubt_ms = before.scheduled_at_ms
-            self._resume(scheduled, resume_after_ms, reason, spec.id in first_polls, now_ms)
+            counted = spec.id not in uncounted
+            after_ms = resume_after_ms if counted or resume_after_ms is None else spec.since_ms - 1
+            self._resume(scheduled, after_ms, reason, spec.id in first_polls, now_ms)
         for span in ended:
             self._account_ended(span, resume_after_ms, reason, epoch, now_ms)
         for poll in inherited.values():  # it waited when its project ended
@@ -305,7 +311,7 @@ class Ticker:
         del self.partitions[partition]
         self._tidy()
         self.start_waiting(now_ms)
-        return Cut(partition, held.epoch, now_ms, waiting, busy)
+        return Cut(partition, held.epoch, now_ms, waiting=waiting, busy=busy)
 
     def upsert(self, spec: ProjectSpec, immediate: bool, now_ms: int) -> None:
         """A project is new or has changed; ignored when its partition isn't held."""

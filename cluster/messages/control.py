@@ -51,6 +51,7 @@ class Cut(msgspec.Struct, frozen=True):
     cut_ms: int | None
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
+    fresh: bool = True  # held until now; False: remembered
 
 
 class EndedSpan(msgspec.Struct, array_like=True, frozen=True):
@@ -77,6 +78,7 @@ class PartitionGrant(msgspec.Struct, frozen=True):
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
     immediate: list[int] = []  # ids of new projects whose immediate poll nobody has started
+    unseen: list[int] = []  # ids of changed projects: the former owner may not have known, so its cut does not count
     ended: list[EndedSpan] = []
     last: bool = True
 

@@ -26,6 +26,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -358,6 +359,10 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "load_average": [round(each, 2) for each in os.getloadavg()],
     }
+
+
+def instant(at_ms: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:

@@ -23,7 +23,6 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from tests.bench.rig import (
     BenchError,
     Cluster,
     Rig,
+    instant,
     machine,
     measure,
     processes_of,
@@ -99,10 +99,6 @@ class Measured(msgspec.Struct):
     audit: dict[str, Any]
     incidents: list[str]
     machine: dict[str, Any]
-
-
-def instant(at_ms: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
 
 
 async def window(conn: Connection, since_ms: int, until_ms: int) -> dict[str, Any]:

@@ -20,9 +20,9 @@ GOOD = {
     "grace": ("45", 45),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
-    "control_endpoint": ("tcp://10.0.0.1:8710", "tcp://10.0.0.1:8710"),
+    "control_endpoint": ("ipc:///run/x/control.sock", "ipc:///run/x/control.sock"),
     "results_endpoint": ("ipc:///run/x.sock", "ipc:///run/x.sock"),
-    "admin_endpoint": ("tcp://*:8711", "tcp://*:8711"),
+    "admin_endpoint": ("ipc:///run/x/admin.sock", "ipc:///run/x/admin.sock"),
 }
 BAD = {
     "data_dir": ["a\nb"],
@@ -37,9 +37,9 @@ BAD = {
     "grace": ["-1", "2h"],
     "log_level": ["loud", "INFO"],
     "log_format": ["xml"],
-    "control_endpoint": ["ipc://relative", "udp://x:1", "tcp://x"],
+    "control_endpoint": ["ipc://relative", "udp://x:1", "tcp://10.0.0.1:8710"],
     "results_endpoint": ["/run/x.sock"],
-    "admin_endpoint": ["tcp://x:99999"],
+    "admin_endpoint": ["tcp://*:8711"],
 }
 
 

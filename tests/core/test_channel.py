@@ -1,8 +1,10 @@
 """Channels over real sockets: order, floods, peers that are gone, queues that are full; on both event loops."""
 
 import asyncio
+import itertools
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import uvloop
 import zmq
 
 from cluster import sockets
-from cluster.channel import DRAIN_MAX, Channel
+from cluster.channel import DRAIN_MAX, DRAIN_S, Channel
 from cluster.errors import ClusterError
 from cluster.sockets import bind_router, check_endpoint, connect_dealer, remove_ipc_path
 
@@ -188,8 +190,36 @@ async def test_a_flood_does_not_starve_the_loop(wire):
         assert client.send(str(number).encode())
     turn()
     await wire.until(lambda: len(wire.at_server) >= total)
-    steps = [after - before for before, after in zip(turns, turns[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(turns)]
     assert max(steps) <= DRAIN_MAX
+
+
+async def test_messages_that_take_long_leave_turns_to_the_loop(wire):
+    """A row of large messages, each of some milliseconds' work, must not hold up timers until the last one is done."""
+    client = wire.client()
+    client.send(b"ready")
+    await wire.until(lambda: wire.at_server)
+    wire.at_server.clear()
+    total = 10
+    turns = []
+
+    def work(frames):
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until:
+            pass
+        wire._at_server(frames)
+
+    def turn():
+        turns.append(len(wire.at_server))
+        if len(wire.at_server) < total:
+            asyncio.get_running_loop().call_soon(turn)
+
+    wire.server._on_frames = work
+    for number in range(total):
+        assert client.send(str(number).encode())
+    turn()
+    await wire.until(lambda: len(wire.at_server) == total)
+    assert max(after - before for before, after in itertools.pairwise(turns)) == 1
 
 
 async def test_what_is_malformed_is_handed_over_as_it_came(wire):
@@ -267,7 +297,7 @@ async def test_closing_twice_or_while_reading_is_harmless(wire):
     assert client.reply([b"late"]) is False
 
 
-# ---- endpoints --------------------------------------------------------------------------------------------------------
+# ---- endpoints ------------------------------------------------------------------------------------------------------
 
 
 def test_a_path_that_is_too_long_is_said_before_zeromq_fails():

@@ -42,7 +42,7 @@ def test_every_part_of_a_message_is_named(part):
 
 
 @pytest.mark.parametrize(
-    "record", [control.WorkerStats, control.PartitionGrant, results.PollResult, results.MissedRange]
+    "record", [control.WorkerStats, control.PartitionGrant, control.Cut, results.PollResult, results.MissedRange]
 )
 def test_every_field_of_the_large_parts_is_named(record):
     missing = [name for name in record.__struct_fields__ if f"`{name}`" not in PROTOCOL]

@@ -19,10 +19,14 @@ import asyncpg
 import psutil
 import zmq
 
+from cluster.ticks import PARTITIONS
+
 DEADLINE_S = 30.0
 POLL_S = 0.02
 READY_S = 40.0
 STOP_S = 45.0
+INTERVAL_S = 1.0  # of projects, unless a test says otherwise
+JITTER_S = 0.5  # of a request's arrival around its tick, on a machine that starts Python meanwhile
 
 
 def wait_until(condition, what, deadline_s=DEADLINE_S):
@@ -240,6 +244,13 @@ class Cluster:
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
+    def check_audit(self):
+        """The law holds; the report."""
+        exit_status, report = self.audit()
+        wrong = [each for each in report["projects"] if each["unexplained"] or each["doubled"]]
+        assert (exit_status, report["holds"], wrong[:20]) == (0, True, []), report["total"]
+        return report
+
     # ---- logs -----------------------------------------------------------------------------------------------------
 
     def log_lines(self):
@@ -278,6 +289,16 @@ def run_cli(*args, environ=None, timeout_s=60.0):
     )
 
 
+def one_line_error(done, exit_status):
+    """The line on standard error, when it is the only one; ``done`` as from ``run_cli``."""
+    assert done.returncode == exit_status, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
 def check_books(cluster, sql, target, tags):
     """After a stop: every request the target saw is one row, and every due tick is a row or a missed tick.
 
@@ -287,7 +308,41 @@ def check_books(cluster, sql, target, tags):
     differ = {tag: (target.count(tag), rows.get(pid, 0)) for tag, pid in tags.items()}
     differ = {tag: pair for tag, pair in differ.items() if pair[0] != pair[1]}
     assert not differ, f"(requests, rows) by project: {differ}"
-    exit_status, report = cluster.audit()
-    assert exit_status == 0, report
-    assert report["holds"]
-    return report
+    return cluster.check_audit()
+
+
+def polled_again(target, tags, since, times=3, deadline_s=30.0):
+    """Wait until every project was polled so many times since an instant."""
+
+    def lagging():
+        return [tag for tag in tags if len(target.since(tag, since)) < times]
+
+    wait_until(lambda: not lagging(), lambda: f"{times} polls of {lagging()[:20]}", deadline_s)
+
+
+def owners(sql):
+    """{project id: worker of its newest row}."""
+    return dict(
+        sql.fetch("SELECT DISTINCT ON (project_id) project_id, worker FROM poll_results ORDER BY 1, scheduled_at DESC")
+    )
+
+
+def widest(target, tags, since, until):
+    return max((round(target.widest_gap(tag, since, until), 2), tag) for tag in tags)
+
+
+def settled(cluster, workers):
+    """The status document once so many workers run and own everything."""
+
+    def found():
+        status = cluster.status()
+        states = [each["state"] for each in status["workers"]]
+        return (
+            states == ["running"] * workers
+            and status["partitions_assigned"] == PARTITIONS
+            and all(each["partitions"] for each in status["workers"])
+            and sum(each["partitions"] for each in status["workers"]) == PARTITIONS
+            and status
+        )
+
+    return wait_until(found, lambda: f"{workers} settled workers, now {cluster.status()['workers']}")

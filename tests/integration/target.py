@@ -10,6 +10,7 @@ the machine, and not the cluster, adds to a gap.
 """
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import defaultdict
@@ -28,6 +29,7 @@ class Target:
         self.arrivals = defaultdict(list)  # by tag
         self.levels = []  # (instant, requests in flight) at each arrival: every maximum is here
         self.stalls = []  # (instant, seconds) of the loop's own delays above a sample
+        self._connections = set()
         self._ready = threading.Event()
         self._released = None
         self._loop = None
@@ -62,9 +64,9 @@ class Target:
         return [at for at in list(self.arrivals.get(tag, ())) if at >= instant]
 
     def widest_gap(self, tag, since, until):
-        """The longest time without a request in [since, until]; the ends of the window count as requests' neighbours."""
+        """The longest time without a request in [since, until], counted from the window's ends, too."""
         times = [since, *(at for at in list(self.arrivals.get(tag, ())) if since < at < until), until]
-        return max(after - before for before, after in zip(times, times[1:], strict=False))
+        return max(after - before for before, after in itertools.pairwise(times))
 
     def peak(self, since, until=float("inf")):
         return max((level for at, level in list(self.levels) if since <= at <= until), default=0)
@@ -91,6 +93,10 @@ class Target:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        while self._connections:
+            await asyncio.sleep(0)
 
     def _sample(self, expected):
         late = self._loop.time() - expected
@@ -108,6 +114,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport):
         self._transport = transport
+        self._target._connections.add(self)
+
+    def abort(self):
+        self._transport.abort()
 
     def data_received(self, data):
         self._buffer += data
@@ -150,6 +160,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(b"HTTP/1.1 %d Answer\r\nContent-Length: 2\r\n\r\nok" % status)
 
     def connection_lost(self, _error):
+        self._target._connections.discard(self)
         if self._answering is not None:
             self._answering.cancel()
             self._answering = None

@@ -8,7 +8,7 @@ import pytest
 from tests.simulator.world import Faults, World, check_law, check_polled_once
 
 SEEDS = int(os.environ.get("SIMULATOR_SEEDS", "200"))
-REGRESSIONS = [273, 469, 523, 543, 614, 665, 689, 704, 905, 949, 1354, 1444]
+REGRESSIONS = [273, 469, 523, 543, 614, 665, 689, 704, 905, 949, 1354, 1444, 2158, 2352, 2484, 3072, 4046, 4284]
 
 FAULTS = (
     "kill_worker",
