@@ -14,10 +14,10 @@ Runs as ``python -m cluster.demo``, started by the supervisor.
 import asyncio
 import contextlib
 import errno
-import itertools
 import logging
 import socket
 import sys
+from collections import Counter
 
 import aiohttp
 import msgspec
@@ -54,7 +54,7 @@ DEMO_PROJECTS = tuple(
 
 class DemoTarget:
     def __init__(self) -> None:
-        self._flaky = itertools.count(1)
+        self._flaky: Counter[str] = Counter()
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -72,8 +72,9 @@ class DemoTarget:
         await asyncio.sleep(0.2 + 0.1 * (int(number) % 11 if number.isdecimal() else 0))
         return web.json_response({"ok": True, "path": request.path})
 
-    async def _be_flaky(self, _request: web.Request) -> web.Response:
-        if next(self._flaky) % FLAKY_EVERY == 0:
+    async def _be_flaky(self, request: web.Request) -> web.Response:
+        self._flaky[request.path] += 1
+        if self._flaky[request.path] % FLAKY_EVERY == 0:
             return web.Response(status=503, text="try again\n")
         return web.Response(text="ok\n")
 

@@ -41,6 +41,7 @@ class RoleContext:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = asyncio.Event()
+        self.orphaned = False  # stopping because the supervisor is gone: nobody stops the roles in order
         self.failure: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def stop(self, why: str) -> None:
@@ -110,6 +111,7 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, context: RoleContext) -> None
     def on_readable() -> None:
         if not os.read(fd, 4096):
             loop.remove_reader(fd)
+            context.orphaned = True
             context.stop("the supervisor is gone")
 
     os.set_blocking(fd, False)

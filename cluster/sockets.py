@@ -76,3 +76,11 @@ def remove_ipc_path(endpoint: str) -> None:
     if path != endpoint:
         with contextlib.suppress(FileNotFoundError):
             Path(path).unlink()
+
+
+def make_ipc_private(endpoint: str) -> None:
+    """Whoever may write to the file of an ipc endpoint may speak there: only our own user may."""
+    path = endpoint.removeprefix("ipc://")
+    if path != endpoint:
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).chmod(0o600)

@@ -10,11 +10,9 @@ It decides nothing about workers (see core.py) and knows no SQL (see projects.py
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any, Protocol, assert_never
 
 import msgspec
@@ -28,7 +26,7 @@ from cluster.errors import ClusterError, ExitCode
 from cluster.messages import control
 from cluster.runtime import RoleContext
 from cluster.settings import Settings
-from cluster.sockets import bind_router, remove_ipc_path
+from cluster.sockets import bind_router, make_ipc_private, remove_ipc_path
 from cluster.ticks import PARTITIONS
 from coordinator.admin import AdminDesk
 from coordinator.events import (
@@ -157,7 +155,7 @@ class CoordinatorService:
         logger.info("starting")
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
-        _make_private(settings.control)
+        make_ipc_private(settings.control)
         restored = self._state.load()
         memory = await self._until_stopped(self._source.remember(wait=restored is None))
         if self._context.stopping.is_set():
@@ -174,7 +172,7 @@ class CoordinatorService:
         self._driver = Driver(self._core, self._clock, self._perform)
         self._driver.start()
         self._admin = Channel(bind_router(self._zmq, settings.admin, admin=True), self._desk.on_frames)
-        _make_private(settings.admin)
+        make_ipc_private(settings.admin)
         self._desk.attach(self._admin)
         self._begin(self._source.run())
         self._begin(self._each_second())
@@ -385,13 +383,6 @@ def _nothing_yet(settings: Settings) -> View:
         horizon_ms=None,
     )
 
-
-def _make_private(endpoint: str) -> None:
-    """Whoever may write to the file of an ipc endpoint may speak there."""
-    path = endpoint.removeprefix("ipc://")
-    if path != endpoint:
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).chmod(0o600)
 
 
 async def serve(context: RoleContext, make_core: MakeCore) -> int:

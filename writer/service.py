@@ -9,6 +9,7 @@ It decides nothing about results (see core.py), and knows no SQL (see store.py).
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import uuid
@@ -24,7 +25,7 @@ from cluster.driver import Driver
 from cluster.errors import ClusterError, ExitCode
 from cluster.messages import control, results
 from cluster.runtime import RoleContext
-from cluster.sockets import bind_router, connect_dealer, remove_ipc_path
+from cluster.sockets import bind_router, connect_dealer, make_ipc_private, remove_ipc_path
 from writer.core import WriterCore
 from writer.events import (
     CommitFlush,
@@ -48,6 +49,8 @@ HEARTBEAT_S = 1.0
 MAINTENANCE_S = 3_600.0
 MAINTENANCE_RETRY_S = 10.0
 CLOSE_S = 2.0
+ORPHAN_EXTRA_S = 20.0  # beyond the grace of the workers' polls, for their last batches
+STREAMS_POLL_S = 0.1
 ENDED_MAX = 4_096  # ends of streams waiting to be noted
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -90,6 +93,7 @@ class WriterService:
     async def run(self) -> int:
         settings = self._settings
         self._results = Channel(bind_router(self._zmq, settings.results), self._on_results)
+        make_ipc_private(settings.results)
         self._control = Channel(connect_dealer(self._zmq, settings.control), self._on_control)
         storing = self._loop.create_task(self._use_database(), name="writer store")
         storing.add_done_callback(self._on_store_ended)
@@ -99,6 +103,8 @@ class WriterService:
         logger.info("writer started: results on %s", settings.results)
         try:
             await self._context.stopping.wait()
+            if self._context.orphaned:
+                await self._until_streams_end(settings.grace_s + ORPHAN_EXTRA_S)
             self._driver.submit(StopRequested(settings.grace_s * 1_000))
             uncommitted = await self._finished
         finally:
@@ -109,6 +115,13 @@ class WriterService:
             return ExitCode.FAILED
         logger.info("writer stopped: everything received is committed")
         return ExitCode.DONE
+
+    async def _until_streams_end(self, timeout_s: float) -> None:
+        """Without a supervisor the workers finish meanwhile, and their results are to be kept."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._core.view(self._clock.now_ms()).streams:  # noqa: ASYNC110 - the core is pure: no event
+                    await asyncio.sleep(STREAMS_POLL_S)
 
     async def _close(self, storing: asyncio.Task[None]) -> None:
         self._driver.close()

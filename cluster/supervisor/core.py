@@ -50,6 +50,8 @@ STOP_WORKERS_MS = 20_000  # on top of the grace period
 STOP_WRITER_MS = 15_000
 STOP_LAST_MS = 10_000
 STATUS_CONFIGURATION = (1, 2)  # of a role that said what is wrong and gave up
+# SIGTERM before a role has set its handler, which it does before anything else: there was nothing to finish yet.
+ENDED_BEFORE_ITS_START = -15
 
 Role = Literal["coordinator", "writer", "worker", "demo"]
 SignalName = Literal["term", "kill"]
@@ -259,6 +261,8 @@ class SupervisorCore:
         how = _how_it_ended(exit_status)
         if each.state is ProcessState.STOPPING or not self._is_wanted(each):
             each.change(ProcessChange.ENDED_DONE)
+            if exit_status == ENDED_BEFORE_ITS_START:
+                exit_status = 0
             if exit_status != 0 and self.phase != "up":
                 self._fail(f"{name} {how} while stopping" + (f": {last_error}" if last_error else ""))
             level: Literal["info", "warning"] = "info" if exit_status == 0 else "warning"

@@ -75,7 +75,7 @@ class Lag(msgspec.Struct):
         return {"workers": spread(self.workers), "coordinator": spread(self.coordinator)}
 
 
-class Measured(msgspec.Struct):
+class LoadFigures(msgspec.Struct):
     projects: int
     workers: int
     interval_s: int
@@ -119,14 +119,14 @@ async def run(
     interval: tuple[int, str],
     rest_s: float,
     load_s: float,
-) -> Measured:
+) -> LoadFigures:
     options = ("--workers", str(workers), "--max-concurrent-http", "500", "--max-per-host", "0")
     console.print(f"an empty cluster of {workers} workers ...")
     empty, empty_percent = await _empty(ground, options, rest_s / 2)
     console.print(f"inserting {projects} projects ...")
     insert_s = await ground.db.insert_projects(projects, ground.target.url, *interval)
     seconds = interval[0] * {"minutes": 60, "hours": 3_600}[interval[1]]
-    found = Measured(projects, workers, seconds, round(insert_s, 1), cpu_percent_empty=empty_percent)
+    found = LoadFigures(projects, workers, seconds, round(insert_s, 1), cpu_percent_empty=empty_percent)
     found.polls_per_s_due = round(projects / seconds, 1)
     found.empty_mib = _in_mib(_memory(empty))
     console.print(f"inserted in {insert_s:.1f} s; starting the cluster ...")
@@ -155,7 +155,7 @@ async def _empty(ground: Rig, options: tuple[str, ...], rest_s: float) -> tuple[
         return after, _percent(before, after)
 
 
-async def _load(ground: Rig, cluster: Cluster, found: Measured, load_s: float) -> None:
+async def _load(ground: Rig, cluster: Cluster, found: LoadFigures, load_s: float) -> None:
     lag = Lag()
     peak: dict[str, int] = {}
     assigned_ms = 0
@@ -187,7 +187,7 @@ async def _load(ground: Rig, cluster: Cluster, found: Measured, load_s: float) -
     found.cpu_s_loading = {role: round(used, 1) for role, used in usage.cpu_s.items() if role != "target"}
 
 
-async def _rest(ground: Rig, cluster: Cluster, found: Measured, empty: Usage, rest_s: float) -> None:
+async def _rest(ground: Rig, cluster: Cluster, found: LoadFigures, empty: Usage, rest_s: float) -> None:
     await cluster.wait(lambda now: now["queue_depth"] == 0, "what fell due while loading to be polled", CATCH_UP_S)
     await asyncio.sleep(PAUSE_S)
     lag = Lag()
@@ -224,7 +224,7 @@ async def _rest(ground: Rig, cluster: Cluster, found: Measured, empty: Usage, re
     }
 
 
-async def _reload(ground: Rig, cluster: Cluster, found: Measured) -> None:
+async def _reload(ground: Rig, cluster: Cluster, found: LoadFigures) -> None:
     lag = Lag()
     roles = processes_of(cluster, ground.db, ground.target)
     before = measure(roles)
@@ -266,7 +266,7 @@ def _percent(before: Usage, after: Usage) -> dict[str, float]:
     return {role: round((after.cpu_s[role] - used) * 100 / span_s, 1) for role, used in before.cpu_s.items()}
 
 
-def show(found: Measured, console: Console) -> None:
+def show(found: LoadFigures, console: Console) -> None:
     table = Table(title=f"{found.projects} projects every {found.interval_s} s, {found.workers} workers")
     table.add_column("")
     for role in ROLES:
@@ -303,7 +303,7 @@ def show(found: Measured, console: Console) -> None:
         console.print(line, markup=False)
 
 
-async def main(arguments: argparse.Namespace, console: Console) -> Measured:
+async def main(arguments: argparse.Namespace, console: Console) -> LoadFigures:
     interval = (
         (arguments.interval_hours, "hours") if arguments.interval_hours else (arguments.interval_minutes, "minutes")
     )

@@ -33,7 +33,7 @@ async def test_throughput_reports_what_was_polled_and_the_audit_is_clean():
     text = shown(throughput.show, [measured])
     assert "polls/s saved" in text
     assert "clean" in text
-    assert msgspec.json.decode(msgspec.json.encode(measured), type=throughput.Measured) == measured
+    assert msgspec.json.decode(msgspec.json.encode(measured), type=throughput.ThroughputFigures) == measured
 
 
 async def test_a_load_of_many_projects_reports_memory_and_lag():

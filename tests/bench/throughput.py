@@ -73,7 +73,7 @@ WHERE last_ms >= $1 AND first_ms < $2 GROUP BY reason
 """
 
 
-class Measured(msgspec.Struct):
+class ThroughputFigures(msgspec.Struct):
     projects: int
     workers: int
     seconds: float
@@ -112,7 +112,7 @@ async def window(conn: Connection, since_ms: int, until_ms: int) -> dict[str, An
 
 async def run(
     ground: Rig, *, projects: int, workers: int, seconds: float, warm_up_s: float, max_concurrent_http: int
-) -> Measured:
+) -> ThroughputFigures:
     options = ("--workers", str(workers), "--max-concurrent-http", str(max_concurrent_http), "--max-per-host", "0")
     async with ground.cluster(*options) as cluster:
         await cluster.wait(
@@ -134,7 +134,7 @@ async def run(
     return measured
 
 
-async def _measure(ground: Rig, cluster: Cluster, projects: int, workers: int, seconds: float) -> Measured:
+async def _measure(ground: Rig, cluster: Cluster, projects: int, workers: int, seconds: float) -> ThroughputFigures:
     queue: list[float] = []
     lag: list[float] = []
     roles = processes_of(cluster, ground.db, ground.target)
@@ -163,7 +163,7 @@ async def _measure(ground: Rig, cluster: Cluster, projects: int, workers: int, s
     polls = max(1, rows["started"])
     late = [*(rows["late_ms"] or [0.0, 0.0, 0.0]), rows["late_max_ms"] or 0.0]
     due = projects * span_s
-    return Measured(
+    return ThroughputFigures(
         projects=projects,
         workers=workers,
         seconds=round(span_s, 1),
@@ -193,7 +193,7 @@ async def _measure(ground: Rig, cluster: Cluster, projects: int, workers: int, s
     )
 
 
-def show(results: list[Measured], console: Console) -> None:
+def show(results: list[ThroughputFigures], console: Console) -> None:
     table = Table(title=f"{results[0].workers} workers, interval 1 s")
     table.add_column("")
     for result in results:
@@ -226,7 +226,7 @@ def show(results: list[Measured], console: Console) -> None:
             console.print(f"{result.projects} projects: {line}", markup=False)
 
 
-async def main(arguments: argparse.Namespace) -> list[Measured]:
+async def main(arguments: argparse.Namespace) -> list[ThroughputFigures]:
     results = []
     for projects in arguments.projects:
         async with rig(os.environ.get("DATABASE_URL")) as ground:

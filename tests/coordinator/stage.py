@@ -17,8 +17,8 @@ from cluster.messages.control import (
     ProcessExited,
     ProcessStarted,
     Released,
-    RemovedProject,
     Remove,
+    RemovedProject,
     Reset,
     Retire,
     Revoke,
@@ -50,7 +50,9 @@ SUPERVISOR = b"supervisor"
 
 
 def record(project_id, interval_ms=1_000, since_ms=START_MS, url="http://h/"):
-    return ProjectRecord(project_id, 1_000 / interval_ms, encode_spec(ProjectSpec(project_id, url, interval_ms, since_ms)))
+    return ProjectRecord(
+        project_id, 1_000 / interval_ms, encode_spec(ProjectSpec(project_id, url, interval_ms, since_ms))
+    )
 
 
 class PlayedWorker:
@@ -80,7 +82,9 @@ class PlayedWorker:
 
     def hello(self, *, draining=False):
         held = [HeldPartition(index, epoch) for index, epoch in self.held.items()]
-        return self.say(Hello(self.name, self.incarnation, 1, "s", max(self.slice, self.in_flight), held, draining=draining))
+        return self.say(
+            Hello(self.name, self.incarnation, 1, "s", max(self.slice, self.in_flight), held, draining=draining)
+        )
 
     def reconnect(self):
         """A new connection: the routing id changes, the worker does not."""
@@ -138,7 +142,9 @@ class PlayedWorker:
 
     def release(self, indices):
         cuts = [
-            Cut(index, epoch, self.stage.now) if (epoch := self.held.pop(index, None)) is not None else Cut(index, 0, None)
+            Cut(index, epoch, self.stage.now)
+            if (epoch := self.held.pop(index, None)) is not None
+            else Cut(index, 0, None)
             for index in indices
         ]
         if cuts:
@@ -160,7 +166,9 @@ class PlayedWorker:
 
 
 class Stage:
-    def __init__(self, *, workers=2, slots=10, projects=200, restored=None, run_id="run", max_per_host=100, now=START_MS):
+    def __init__(
+        self, *, workers=2, slots=10, projects=200, restored=None, run_id="run", max_per_host=100, now=START_MS
+    ):
         self.now = now
         self.core = CoordinatorCore(
             max_concurrent_http=slots,
@@ -229,7 +237,7 @@ class Stage:
         return self.tell(MessageReceived(peer, control.decode_to_coordinator(control.encode(message))))
 
     def later(self, duration_ms, *, beats=True):
-        """Time passes in steps of the core's own timer; living workers beat once a second and obey, unless told not to."""
+        """Time passes in steps of the core's own timer; living workers beat once a second and obey, unless not to."""
         end = self.now + duration_ms
         while self.now < end:
             due = self.core.next_timer()

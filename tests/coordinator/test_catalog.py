@@ -40,7 +40,9 @@ def test_it_knows_what_it_holds():
 
 operations = st.lists(
     st.tuples(
-        st.integers(min_value=1, max_value=40), st.sampled_from([1_000, 3_000, 7_000, 60_000, 86_400_000]), st.booleans()
+        st.integers(min_value=1, max_value=40),
+        st.sampled_from([1_000, 3_000, 7_000, 60_000, 86_400_000]),
+        st.booleans(),
     ),
     max_size=120,
 )

@@ -10,7 +10,9 @@ from coordinator.events import DurableState
 
 
 def stats(executed, **missed):
-    return WorkerStats(executed=executed, success=executed, missed=missed, lateness_counts=[executed] + [0] * (BUCKETS - 1))
+    return WorkerStats(
+        executed=executed, success=executed, missed=missed, lateness_counts=[executed] + [0] * (BUCKETS - 1)
+    )
 
 
 def beat(incarnation="w1", rows=0, state="running", duplicates=0, rejects=0):

@@ -36,7 +36,7 @@ def of(kind, messages):
     return [message for message in messages if isinstance(message, kind)]
 
 
-# ---- joining ------------------------------------------------------------------------------------------------------------------
+# ---- joining --------------------------------------------------------------------------------------------------------
 
 
 def test_a_cluster_begins_when_everybody_is_there():
@@ -101,7 +101,7 @@ def test_without_a_supervisor_a_worker_is_as_good():
     assert len(worker.held) == 4096
 
 
-# ---- planned moves --------------------------------------------------------------------------------------------------------------
+# ---- planned moves --------------------------------------------------------------------------------------------------
 
 
 def test_a_newcomer_gets_its_share_by_revoke_cut_grant():
@@ -195,7 +195,7 @@ def test_it_is_not_retired_while_it_holds_anything():
     assert not drained.told(Retire)
 
 
-# ---- death and hangs --------------------------------------------------------------------------------------------------------------
+# ---- death and hangs ------------------------------------------------------------------------------------------------
 
 
 def test_after_a_death_the_others_go_on_from_the_mark():
@@ -322,7 +322,7 @@ def test_a_writer_that_hangs_is_killed():
     assert [kill.name for kill in of(KillProcess, stage.to_supervisor)][:1] == ["writer"]
 
 
-# ---- links ------------------------------------------------------------------------------------------------------------------------
+# ---- links ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_gap_opens_a_new_session_with_everything():
@@ -359,7 +359,7 @@ def test_a_reconnected_worker_keeps_what_it_holds():
     stage.assert_whole()
 
 
-# ---- the coordinator's own restart ---------------------------------------------------------------------------------------------------
+# ---- the coordinator's own restart ----------------------------------------------------------------------------------
 
 
 def restarted(stage, *, after_ms=500):
@@ -446,7 +446,7 @@ def test_another_run_starts_as_configured():
     assert stage.core.view(stage.now).totals.executed == 0
 
 
-# ---- slots ---------------------------------------------------------------------------------------------------------------------------
+# ---- slots ----------------------------------------------------------------------------------------------------------
 
 
 def test_fewer_slots_than_workers_leaves_some_without():
@@ -506,7 +506,7 @@ def test_each_worker_takes_its_share_of_the_limit_per_host(limit, workers, share
     assert {of(Limits, worker.heard)[-1].max_per_host for worker in played} == {share}
 
 
-# ---- projects --------------------------------------------------------------------------------------------------------------------------
+# ---- projects -------------------------------------------------------------------------------------------------------
 
 
 def owner_of(stage, project_id):
@@ -638,8 +638,8 @@ def test_a_project_added_while_its_partition_moves_is_polled_at_once_by_the_new_
 
 @pytest.mark.parametrize(("changed", "unseen"), [("url", False), ("interval", True)])
 def test_only_a_new_span_makes_the_former_owners_cut_doubtful(changed, unseen):
-    """A project changes while its partition is on its way.  With another URL its ticks are what they were: the cut counts,
-    or its whole life would be claimed and its newest tick polled twice."""
+    """A project changes while its partition is on its way.  With another URL its ticks are what they were: the cut
+    counts, or its whole life would be claimed and its newest tick polled twice."""
     stage = Stage(workers=2, slots=30)
     workers = stage.running()
     stage.tell(ScaleRequested(3, None))
@@ -667,12 +667,14 @@ def test_a_project_that_ended_is_accounted_for_by_whoever_comes_next():
     stage.remove(1)
     stage.die(owner)
     other = next(iter(stage.living()))
-    grants = [grant for message in other.told(Grant) for grant in message.partitions if grant.partition == partition_of(1)]
+    grants = [
+        grant for message in other.told(Grant) for grant in message.partitions if grant.partition == partition_of(1)
+    ]
     spans = [span for grant in grants for span in grant.ended]
     assert [(span.project_id, span.until_ms, span.interval_ms) for span in spans] == [(1, stage.now, 1_000)]
 
 
-# ---- totals, horizon, the end ------------------------------------------------------------------------------------------------------------
+# ---- totals, horizon, the end ---------------------------------------------------------------------------------------
 
 
 def test_totals_never_go_back():

@@ -43,9 +43,9 @@ def test_removals_go_out_in_portions_and_the_token_with_the_last():
 def test_an_upsert_says_the_newest_and_leaves_out_what_is_gone():
     worker = opened()
     worker.upserts = {1: True, 2: False, 3: True}
-    blobs, immediate = worker.take_upserts({1: b"one", 2: b"two"}.get)
+    blobs, taken = worker.take_upserts({1: b"one", 2: b"two"}.get)
     assert [bytes(blob) for blob in blobs] == [b"one", b"two"]
-    assert immediate == [1]
+    assert taken == {1: True, 2: False}
     assert worker.upserts == {}
 
 
@@ -69,7 +69,8 @@ def test_a_new_session_makes_everything_unsaid_part_of_its_snapshot():
     worker.snapshot_tokens.append(72)
     worker.open(WorkerLink(b"q", 2), [3])
     assert list(worker.grants) == [3]
-    assert not (worker.revokes or worker.upserts or worker.removes or worker.settles or worker.remove_tokens)
+    unsaid = [worker.revokes, worker.upserts, worker.removes, worker.settles, worker.remove_tokens]
+    assert not any(unsaid)
     assert worker.limits is None
     assert sorted(worker.snapshot_tokens) == [70, 71, 72], "who waits goes on waiting, for the snapshot now"
     assert sorted(worker.snapshot_note().tokens) == [70, 71, 72]

@@ -24,8 +24,12 @@ def granted(book, worker="a", epoch=1, seq=2):
     return book.partitions[P]
 
 
-def cut(cut_ms=9_000, epoch=1, waiting=(), busy=()):
-    return Cut(P, epoch, cut_ms, list(waiting), list(busy))
+def released(book, one, worker, *, same_session=True):
+    return book.released(one, worker, same_session=same_session)
+
+
+def cut(cut_ms=9_000, epoch=1, waiting=(), busy=(), *, fresh=True):
+    return Cut(P, epoch, cut_ms, list(waiting), list(busy), fresh)
 
 
 def test_a_new_cluster_resumes_nowhere_and_counts_time_before_as_down():
@@ -60,7 +64,7 @@ def test_a_partition_is_never_granted_over_its_owners_head():
 def test_a_cut_is_where_the_next_owner_goes_on():
     book = ownership()
     granted(book)
-    assert book.released(cut(waiting=[WAITING], busy=[BUSY]), "a")
+    assert released(book, cut(waiting=[WAITING], busy=[BUSY]), "a")
     partition = book.partitions[P]
     assert partition.owner is None
     assert partition.resume == Resume(9_000, "handover", [WAITING])
@@ -72,27 +76,55 @@ def test_a_cut_is_where_the_next_owner_goes_on():
 def test_a_cut_that_is_old_news_changes_nothing(worker, epoch):
     book = ownership()
     granted(book)
-    assert not book.released(cut(epoch=epoch), worker)
+    assert not released(book, cut(epoch=epoch), worker)
     assert book.partitions[P].owner == "a"
 
 
 def test_a_cut_that_comes_twice_counts_once():
     book = ownership()
     granted(book)
-    assert book.released(cut(), "a")
-    assert not book.released(cut(), "a")
+    assert released(book, cut(), "a")
+    assert not released(book, cut(), "a")
 
 
 def test_a_worker_that_never_had_it_gives_back_the_resume_point():
     """The grant was lost with its session: whoever is next goes on from where that one would have."""
     book = ownership()
     granted(book)
-    book.released(cut(waiting=[WAITING]), "a")
+    released(book, cut(waiting=[WAITING]), "a")
     book.granted(P, "b", 2, 5)
-    assert book.released(cut(cut_ms=None, epoch=0), "b")
+    book.session_opened("b")
+    assert released(book, cut(cut_ms=None, epoch=0), "b")
     resume = book.partitions[P].resume
     assert (resume.after_ms, resume.reason) == (9_000, "handover")
     assert [poll.scheduled_at_ms for poll in resume.waiting] == [5_000]
+
+
+def test_an_answer_of_a_former_session_does_not_give_up_what_was_granted_since():
+    book = ownership()
+    granted(book)
+    assert not released(book, cut(cut_ms=None, epoch=0), "a")
+    assert not released(book, cut(cut_ms=None, epoch=0), "a", same_session=False)
+    assert book.partitions[P].owner == "a"
+
+
+def test_a_remembered_cut_of_an_older_grant_gives_the_partition_up_and_says_nothing_new():
+    """It held the partition once, under an older epoch; the grant in force never reached it."""
+    book = ownership(mark_ms=20_000)
+    book.granted(P, "a", 3, 5)
+    book.session_opened("a")
+    assert released(book, cut(cut_ms=9_000, epoch=1, fresh=False), "a")
+    assert book.partitions[P].owner is None
+    assert book.partitions[P].resume.after_ms == 20_000
+
+
+def test_a_fresh_cut_of_an_older_grant_counts():
+    """It held the partition until now, by the grant before: its cut is exact."""
+    book = ownership(mark_ms=1_000)
+    book.granted(P, "a", 3, 5)
+    book.session_opened("a")
+    assert released(book, cut(cut_ms=9_000, epoch=1), "a")
+    assert book.partitions[P].resume == Resume(9_000, "handover")
 
 
 def test_death_resumes_after_the_mark():
@@ -107,7 +139,7 @@ def test_death_resumes_after_the_mark():
 def test_death_before_the_ack_resumes_where_the_dead_would_have():
     book = ownership()
     granted(book)
-    book.released(cut(cut_ms=9_000), "a")
+    released(book, cut(cut_ms=9_000), "a")
     book.granted(P, "b", 2, 5)
     book.lost("b")
     assert book.partitions[P].resume.after_ms == 9_000
@@ -117,7 +149,7 @@ def test_death_after_the_ack_and_before_the_first_commit_still_knows_the_cut():
     """The mark is older than the cut: ticks between them were taken care of by an owner that lived."""
     book = ownership(mark_ms=1_000)
     granted(book)
-    book.released(cut(cut_ms=9_000, waiting=[WAITING]), "a")
+    released(book, cut(cut_ms=9_000, waiting=[WAITING]), "a")
     granted(book, "b", 2, 5)
     book.lost("b")
     resume = book.partitions[P].resume
@@ -128,7 +160,7 @@ def test_death_after_the_ack_and_before_the_first_commit_still_knows_the_cut():
 def test_what_waited_and_is_committed_since_does_not_wait_again():
     book = ownership(mark_ms=1_000)
     granted(book)
-    book.released(cut(cut_ms=9_000, waiting=[WAITING]), "a")
+    released(book, cut(cut_ms=9_000, waiting=[WAITING]), "a")
     granted(book, "b", 2, 5)
     book.committed("b", 5, 8_000, {})
     book.lost("b")
@@ -181,7 +213,7 @@ def test_a_new_session_sends_every_grant_again():
 def test_a_poll_that_ended_at_the_former_owner_is_settled_once():
     book = ownership()
     granted(book)
-    book.released(cut(busy=[BUSY]), "a")
+    released(book, cut(busy=[BUSY]), "a")
     assert book.settled(BusyProject(1, 41_000)) is None
     assert book.settled(BUSY) == P
     assert book.settled(BUSY) is None
@@ -190,17 +222,17 @@ def test_a_poll_that_ended_at_the_former_owner_is_settled_once():
 def test_busy_polls_of_two_former_owners_are_both_waited_for():
     book = ownership()
     granted(book)
-    book.released(cut(busy=[BUSY]), "a")
+    released(book, cut(busy=[BUSY]), "a")
     granted(book, "b", 2, 5)
     second = BusyProject(2, 41_000)
-    book.released(cut(epoch=2, busy=[second]), "b")
+    released(book, cut(epoch=2, busy=[second]), "b")
     assert book.still_busy(P, 0) == [BUSY, second]
 
 
 def test_a_resume_point_never_lies_before_the_cut_it_came_from():
     book = ownership(mark_ms=20_000)
     granted(book)
-    book.released(cut(cut_ms=9_000), "a")
+    released(book, cut(cut_ms=9_000), "a")
     granted(book, "b", 2, 5)
     book.lost("b")
     assert book.partitions[P].resume.after_ms == 20_000, "what is committed beyond the cut stays committed"

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +31,9 @@ def weights_of(kind, seed):
             for _ in range(1_000):
                 weights[chance.randrange(PARTITIONS)] += 1.0
         case "mixed intervals":
-            weights = [sum(chance.choice([1.0, 0.1, 1 / 300]) for _ in range(chance.randrange(6))) for _ in range(PARTITIONS)]
+            weights = [
+                sum(chance.choice([1.0, 0.1, 1 / 300]) for _ in range(chance.randrange(6))) for _ in range(PARTITIONS)
+            ]
         case "skewed":
             weights = [chance.paretovariate(1.5) for _ in range(PARTITIONS)]
         case _:
@@ -136,7 +139,7 @@ def test_bounds_hold_through_a_life_of_joins_and_leaves(kind, seed, steps):
 @settings(max_examples=15, deadline=None)
 @given(seeds, st.integers(min_value=2, max_value=WORKERS_MAX), st.sampled_from([0.05, 0.2, 0.35, 0.6]))
 def test_heavy_partitions_are_spread_as_far_as_they_allow(seed, count, share):
-    """A few projects may be most of the load: nobody is above the bound while another could take one and be within it."""
+    """A few projects may be most of the load: nobody is above the bound while another has room for one of them."""
     chance = random.Random(seed)
     members = names(count)
     weights = [0.0] * PARTITIONS
@@ -211,8 +214,6 @@ def test_every_process_places_alike(hash_seed):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": hash_seed}
     ).stdout
     weights = [(p * 7919 % 101) / 10 for p in range(PARTITIONS)]
-    import zlib
-
     a = assign(weights, names(3), [None] * PARTITIONS)
     b = assign(weights, names(5), a)
     assert int(out) == zlib.crc32(repr((a, b)).encode())

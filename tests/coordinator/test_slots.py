@@ -132,8 +132,8 @@ class Game:
             self.book.want(split_slots(self.book.total, {name: self.chance.random() * 100 for name in members}))
 
 
-KINDS = ("join", "die", "plan", "plan", "arrive", "arrive", "arrive", "poll", "poll", "finish", "finish", "answer", "answer",
-         "answer", "new session", "coordinator restarts")  # fmt: skip
+KINDS = ("join", "die", "plan", "plan", "arrive", "arrive", "arrive", "poll", "poll", "finish", "finish", "answer",
+         "answer", "answer", "new session", "coordinator restarts")  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)

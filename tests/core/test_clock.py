@@ -118,7 +118,8 @@ def test_it_does_not_go_back_where_it_is_slewed(fake_time, jump):
 @given(
     st.booleans(),
     st.lists(
-        st.tuples(st.sampled_from(["pass", "set", "follow"]), st.integers(min_value=-5_000, max_value=5_000)), max_size=60
+        st.tuples(st.sampled_from(["pass", "set", "follow"]), st.integers(min_value=-5_000, max_value=5_000)),
+        max_size=60,
     ),
 )
 def test_it_never_goes_back(jump, steps):

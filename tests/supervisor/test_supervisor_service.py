@@ -165,7 +165,7 @@ def test_a_path_too_long_for_a_socket_is_refused(make_cluster):
 
 
 def test_orphans_of_a_killed_supervisor_end_and_the_next_one_waits_for_them(make_cluster):
-    cluster = make_cluster(FAKE_SLOW="worker", FAKE_SLOW_S="1.5").up().wait_until_up()
+    cluster = make_cluster(FAKE_SLOW="worker", FAKE_SLOW_S="6").up().wait_until_up()
     (cluster.data_dir / "run" / "results.sock").touch()
     cluster.process.kill()
     cluster.process.wait()

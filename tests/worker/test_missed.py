@@ -105,6 +105,8 @@ def test_every_tick_is_in_exactly_one_range(script):
         assert oldest == {p: min(t for q, t in left if q == p) for p in {q for q, _ in left}}
         assert len(log._open) <= 3
     taken += log.take(now, everything=True)
-    found = [(r.project_id, t, r.reason) for r in taken for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)]
+    found = [
+        (r.project_id, t, r.reason) for r in taken for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)
+    ]
     assert sorted(found) == sorted(expected)
     assert Counter(reason for _, _, reason in expected) == log.ticks

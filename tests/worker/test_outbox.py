@@ -35,7 +35,24 @@ CREDIT = 1 << 20
 
 def result(number):
     return PollResult(
-        number, 1_000, 1_000_000, "tick", "success", 200, 1.0, None, None, None, None, None, None, None, 0, None, None, 1
+        number,
+        1_000,
+        1_000_000,
+        "tick",
+        "success",
+        200,
+        1.0,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        0,
+        None,
+        None,
+        1,
     )
 
 
@@ -194,7 +211,7 @@ def test_what_is_kept_is_bounded_and_the_bound_is_told(monkeypatch):
     assert not box.full
 
 
-# ---- marks --------------------------------------------------------------------------------------------------------------
+# ---- marks ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_mark_is_true_when_everything_before_it_is_committed():
@@ -234,7 +251,7 @@ def test_marks_of_a_long_outage_are_bounded_and_the_last_one_comes_true():
     assert box.committed_mark == mark(4 * MARKS_MAX - 1)
 
 
-# ---- every record exactly once ---------------------------------------------------------------------------------------------
+# ---- every record exactly once --------------------------------------------------------------------------------------
 
 
 class ModelWriter:
@@ -336,4 +353,6 @@ def test_welcomes_and_acks_that_come_again_change_nothing(repeats):
     for _ in range(repeats):
         box.handle(Committed("s", 1), 0)
     assert box.unacked_records == 2
-    assert seqs(box.handle(StreamWelcome("s", 1, CREDIT), 0)) == [3, 4], "an old welcome does not bring back what is released"
+    assert seqs(box.handle(StreamWelcome("s", 1, CREDIT), 0)) == [3, 4], (
+        "an old welcome does not bring back what is released"
+    )

@@ -1,4 +1,4 @@
-"""The schedule in virtual time, told as short stories: due, waiting, overrun, overload, hosts, stalls, changes, moves."""
+"""The schedule in virtual time, as short stories: due, waiting, overrun, overload, hosts, stalls, changes, moves."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def shown(starts):
     return [(start.spec.id, start.scheduled_at_ms, start.trigger) for start in starts]
 
 
-# ---- ticks --------------------------------------------------------------------------------------------------------------
+# ---- ticks ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_project_is_polled_on_its_ticks():
@@ -108,7 +108,7 @@ def test_ticks_passed_while_the_loop_stood_still_and_a_poll_ran():
     assert actor.misses() == [(A, T + 1_000, "overload"), (A, T + 2_000, "overload"), (A, T + 3_000, "overrun")]
 
 
-# ---- immediate polls ------------------------------------------------------------------------------------------------------
+# ---- immediate polls ------------------------------------------------------------------------------------------------
 
 
 def test_a_new_project_is_polled_at_once_and_then_on_its_ticks():
@@ -146,7 +146,7 @@ def test_projects_of_a_starting_cluster_have_no_immediate_poll():
     assert shown(actor.advance(T)) == [(A, T, "tick")]
 
 
-# ---- the slice, and hosts ---------------------------------------------------------------------------------------------------
+# ---- the slice, and hosts -------------------------------------------------------------------------------------------
 
 
 def test_a_lower_slice_lets_polls_finish_and_starts_none_until_it_is_reached():
@@ -239,7 +239,7 @@ def test_hosts_are_told_apart_by_name_and_port(url, host):
     assert host_of(url) == host
 
 
-# ---- changes ----------------------------------------------------------------------------------------------------------------
+# ---- changes --------------------------------------------------------------------------------------------------------
 
 
 def test_an_unchanged_project_keeps_its_ticks():
@@ -311,7 +311,7 @@ def test_changes_of_what_is_not_held_are_ignored():
     assert actor.started == []
 
 
-# ---- moves --------------------------------------------------------------------------------------------------------------------
+# ---- moves ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_planned_move_hands_over_what_waits_and_what_runs():
@@ -327,7 +327,9 @@ def test_a_planned_move_hands_over_what_waits_and_what_runs():
     assert old.ticker.count == 0
 
     new = Actor("b")
-    starts = new.grant([spec(A), spec(B), spec(C)], NOW + 1_010, after=cut.cut_ms, waiting=cut.waiting, busy=cut.busy, epoch=2)
+    starts = new.grant(
+        [spec(A), spec(B), spec(C)], NOW + 1_010, after=cut.cut_ms, waiting=cut.waiting, busy=cut.busy, epoch=2
+    )
     assert {start.spec.id for start in starts} == {A, B, C} - {running}
     assert not any(start.doubtful for start in starts)
     moved = old.finish(running, NOW + 1_200)
@@ -448,7 +450,7 @@ def test_a_grant_of_what_is_held_takes_only_what_changed():
     assert actor.ticker.partitions[P].projects[A].next_ms == T + 1_000
 
 
-# ---- the end, and books ---------------------------------------------------------------------------------------------------------
+# ---- the end, and books ---------------------------------------------------------------------------------------------
 
 
 def test_a_stop_starts_nothing_and_counts_what_waits_as_down():

@@ -19,7 +19,7 @@ TIMEOUT_MS = 2_000
 HEARD_LATE_MS = 400
 
 
-# ---- against an oracle ---------------------------------------------------------------------------------------------------
+# ---- against an oracle ----------------------------------------------------------------------------------------------
 
 
 class Oracle:
@@ -44,7 +44,9 @@ class Oracle:
                 continue
             newest = last_tick_before(now_ms + 1, phase, one.interval_ms)
             due.append((first, newest, project_id))
-        for first, newest, project_id in sorted(due, key=lambda entry: (entry[0], entry[2])):  # of one instant: as added
+        for first, newest, project_id in sorted(
+            due, key=lambda entry: (entry[0], entry[2])
+        ):  # of one instant: as added
             interval_ms = self.specs[project_id].interval_ms
             self.missed += [(project_id, tick, "overload") for tick in range(first, newest, interval_ms)]
             self.due(project_id, newest)
@@ -102,11 +104,11 @@ def test_it_does_what_the_oracle_does(seed, slice_, script):
             actor.limit(now, oracle.slice)
             oracle.fill()
         assert [(start.spec.id, start.scheduled_at_ms) for start in actor.started] == oracle.started
-        assert actor.waiting() == {project_id: tick for project_id, tick in oracle.line}
+        assert actor.waiting() == dict(oracle.line)
     assert sorted(actor.misses()) == sorted(oracle.missed)
 
 
-# ---- the law, through every kind of change ------------------------------------------------------------------------------------
+# ---- the law, through every kind of change --------------------------------------------------------------------------
 
 
 class Play:
@@ -272,15 +274,16 @@ def test_every_due_tick_is_accounted_for_once(seed, length):
 def test_moves_lose_and_double_nothing(seed, length):
     """Time, slices and moves alone: no claim is needed, so the books close without any."""
     one = play(seed, ("pass", "pass", "stall", "limit", *MOVES), length)
+    polled = [(start.spec.id, start.scheduled_at_ms) for actor in one.actors for start in actor.started]
+    assert len(polled) == len(set(polled)), "a planned move never polls a tick twice"
     reasons = {reason for actor in one.actors for _, _, reason in actor.misses()}
-    polled = {(start.spec.id, start.scheduled_at_ms) for actor in one.actors for start in actor.started}
     claimed = [
         (project_id, tick)
         for actor in one.actors
         for project_id, tick, reason in actor.misses()
         if reason in ("handover", "down")
     ]
-    assert not polled & set(claimed), "a claim on a tick that was polled"
+    assert not set(polled) & set(claimed), "a claim on a tick that was polled"
     assert len(claimed) == len(set(claimed))
     assert "down" not in reasons
 

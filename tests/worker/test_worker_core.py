@@ -1,4 +1,4 @@
-"""The worker's core as sequence diagrams: what it is told, what it answers; its invariants are checked after each step."""
+"""The worker's core as sequence diagrams: what it is told, what it answers; invariants are checked after each step."""
 
 import pytest
 from msgspec.structs import replace
@@ -160,9 +160,26 @@ class Play:
             poll = self.running.pop(project_id)
             results.append(
                 PollResult(
-                    project_id, poll.scheduled_at_ms, self.now * 1_000, poll.trigger, status, 200, 1.0, None, None, None,
-                    None, None, None, None, 0, None, None, poll.epoch, poll.doubtful,
-                )  # fmt: skip
+                    project_id,
+                    poll.scheduled_at_ms,
+                    self.now * 1_000,
+                    poll.trigger,
+                    status,
+                    200,
+                    1.0,
+                    None,
+                    None,
+                    None,
+                    None,
+                    None,
+                    None,
+                    None,
+                    0,
+                    None,
+                    None,
+                    poll.epoch,
+                    poll.doubtful,
+                )
             )
         return self.take(self.core.handle(PollsFinished(results), self.now))
 
@@ -193,7 +210,7 @@ def of(kind, messages):
     return [message for message in messages if isinstance(message, kind)]
 
 
-# ---- introduction -------------------------------------------------------------------------------------------------------------
+# ---- introduction ---------------------------------------------------------------------------------------------------
 
 
 def test_it_says_hello_until_a_session_is_opened(play):
@@ -232,7 +249,7 @@ def test_heartbeats_begin_with_the_session(play):
     assert play.beat() is not None
 
 
-# ---- the sequence ----------------------------------------------------------------------------------------------------------------
+# ---- the sequence ---------------------------------------------------------------------------------------------------
 
 
 def test_every_message_is_acknowledged(play):
@@ -296,7 +313,7 @@ def test_while_the_coordinator_is_away_it_keeps_polling(play):
     assert len(play.started) == 5
 
 
-# ---- partitions -------------------------------------------------------------------------------------------------------------------
+# ---- partitions -----------------------------------------------------------------------------------------------------
 
 
 def test_a_partition_in_parts_is_taken_when_the_last_is_there(play):
@@ -379,7 +396,7 @@ def test_a_settled_poll_frees_the_project(play):
     assert len(play.started) == 1
 
 
-# ---- projects -----------------------------------------------------------------------------------------------------------------------
+# ---- projects -------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_project_is_polled_at_once(play):
@@ -399,7 +416,7 @@ def test_a_removed_project_is_not_started_after_the_ack(play):
     assert play.started == []
 
 
-# ---- slices ---------------------------------------------------------------------------------------------------------------------------
+# ---- slices ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_larger_slice_is_reached_at_once(play):
@@ -439,7 +456,7 @@ def test_never_more_in_flight_than_the_slice(play):
         assert len(play.running) <= 3
 
 
-# ---- results -----------------------------------------------------------------------------------------------------------------------------
+# ---- results --------------------------------------------------------------------------------------------------------
 
 
 def test_results_go_to_the_writer_once_it_is_there(play):
@@ -572,7 +589,7 @@ def test_an_outage_of_any_length_has_flat_memory(play, monkeypatch):
     assert play.core.missed.ticks["overload"] > 5 * 600, "counted all the same"
 
 
-# ---- the end -----------------------------------------------------------------------------------------------------------------------------
+# ---- the end --------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_with_nothing_to_do_is_quick(play):
@@ -687,7 +704,7 @@ def test_a_partition_granted_while_it_stops_is_not_swallowed(play):
     stopped_at = play.now
     other = next(n for n in range(1, 100_000) if partition_of(n) == OTHER)
     play.later(10)
-    play.grant(spec(other), partition=OTHER, after=stopped_at - 5_000)
+    play.grant(spec(other, since_ms=START_MS - 60_000), partition=OTHER, after=stopped_at - 5_000)
     play.finish(A).commit().later(500)
     play.commit()
     assert len(play.exits) == 1
@@ -695,5 +712,7 @@ def test_a_partition_granted_while_it_stops_is_not_swallowed(play):
     due = set(range(tick_after(stopped_at - 4_999, other), leaving.committed_at_ms + 1, 1_000))
     entries = [entry for batch in of(Batch, play.written) for entry in batch.missed if entry.project_id == other]
     missed = {tick for e in entries for tick in range(e.first_tick_ms, e.last_tick_ms + 1, e.interval_ms)}
-    rows = {row.scheduled_at_ms for batch in of(Batch, play.written) for row in batch.results if row.project_id == other}
+    rows = {
+        row.scheduled_at_ms for batch in of(Batch, play.written) for row in batch.results if row.project_id == other
+    }
     assert due <= missed | rows, f"it says that all up to {leaving.committed_at_ms} is committed"
