@@ -71,7 +71,7 @@ class ProjectAudit(msgspec.Struct):
     account: Account
 
 
-class Lateness(msgspec.Struct, frozen=True):
+class LatenessSummary(msgspec.Struct, frozen=True):
     """polled_at - scheduled_at of the tick rows audited; percentiles to the resolution of cluster.histogram."""
 
     p50_ms: float
@@ -87,7 +87,7 @@ class AuditReport(msgspec.Struct):
     projects_audited: int
     projects_violating: int
     total: Account
-    lateness: Lateness | None  # None: no tick row
+    lateness: LatenessSummary | None  # None: no tick row
     projects: list[ProjectAudit]  # all, or when there are many those that violate the law; see PROJECTS_LISTED_MAX
     projects_left_out: int = 0  # violating, but beyond PROJECTS_LISTED_MAX
     holds: bool = True
@@ -363,11 +363,11 @@ class _LatenessCounts:
         self._counts[bucket] += rows
         self._max_ms = late_ms if self._max_ms is None else max(self._max_ms, late_ms)
 
-    def result(self) -> Lateness | None:
+    def result(self) -> LatenessSummary | None:
         if self._max_ms is None:
             return None
         p50, p99 = (percentile(self._counts, share, self._max_ms) for share in (0.5, 0.99))
-        return Lateness(p50, p99, self._max_ms)
+        return LatenessSummary(p50, p99, self._max_ms)
 
 
 def _ms(instant: datetime) -> int:
@@ -378,4 +378,4 @@ def _at(instant_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=instant_ms)
 
 
-__all__ = ["Account", "AuditReport", "Lateness", "ProjectAudit", "audit"]
+__all__ = ["Account", "AuditReport", "LatenessSummary", "ProjectAudit", "audit"]

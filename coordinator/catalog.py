@@ -50,7 +50,7 @@ class Catalog:
         return len(self._blobs[partition])
 
     def ids(self) -> set[int]:
-        return {project_id for blobs in self._blobs for project_id in blobs}
+        return set().union(*self._blobs)
 
     def __contains__(self, project_id: int) -> bool:
         return project_id in self._blobs[partition_of(project_id)]

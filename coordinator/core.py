@@ -349,7 +349,7 @@ class CoordinatorCore:
             member = None
         if member is None:
             member = self._process_alive(hello.worker, hello.incarnation, hello.pid, now_ms, supervised=False)
-        if member.state == "hung":
+        if member.state == "hung" and member.kill_sent_ms is not None:
             return effects  # its kill is under way
         if member.peer is None:
             self.slices.joined(member.name, hello.slice)

@@ -14,7 +14,7 @@ from coordinator.events import WorkerState
 from coordinator.link import WorkerLink
 
 REMOVES_PER_MESSAGE = 4_096
-BYTES_PER_MESSAGE = 256 << 10
+BYTES_PER_MESSAGE = 64 << 10  # some milliseconds of a worker's loop
 DEMAND_SMOOTHING = 0.5
 
 

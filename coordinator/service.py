@@ -384,6 +384,5 @@ def _nothing_yet(settings: Settings) -> View:
     )
 
 
-
 async def serve(context: RoleContext, make_core: MakeCore) -> int:
     return await CoordinatorService(context, make_core).run()

@@ -103,7 +103,7 @@ class Teller:
                 self._end_span(index, before, decode_spec(record.blob).since_ms)
             partition = self._state.ownership.partitions[index]
             immediate = is_new and not event.initial
-            if not event.initial:
+            if not event.initial and (is_new or self._is_new_span(before, record.blob)):
                 self._unseen[index][record.id] = immediate or self._unseen[index].get(record.id, False)
             owner = self._state.told_owner(partition)
             if owner is not None:
@@ -124,8 +124,11 @@ class Teller:
                 owner.removes[removed.project_id] = removed.until_ms
                 touched.add(owner.name)
                 waits.add(owner.name)
-            elif partition.owner is not None:
-                waits.add(partition.owner)  # the snapshot it is about to get is without the project
+            elif (holder := self._state.members.get(partition.owner or "")) is not None:
+                waits.add(holder.name)  # the snapshot it is about to get is without the project
+                if holder.link is not None and not holder.snapshot:  # ... or that snapshot gives the partition up
+                    holder.removes[removed.project_id] = removed.until_ms
+                    touched.add(holder.name)
             assert blob is not None
             self._end_span(dropped_from, blob, removed.until_ms)
         effects: list[Effect] = []
@@ -138,6 +141,12 @@ class Teller:
         for name in sorted(touched):
             effects += self.pump(self._state.members[name], now_ms)
         return effects
+
+    def _is_new_span(self, before: bytes | None, after: bytes) -> bool:
+        if before is None:
+            return True
+        old, new = decode_spec(before), decode_spec(after)
+        return (old.since_ms, old.interval_ms) != (new.since_ms, new.interval_ms)
 
     def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
         """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
@@ -292,7 +301,7 @@ class Teller:
             granted.append(index)
             self._state.ownership.granted(index, member.name, self._state.epoch, link.number())
             self.revoking.discard(index)
-            if len(parts) >= PARTITIONS_PER_GRANT or size >= BYTES_PER_MESSAGE:
+            if effects or len(parts) >= PARTITIONS_PER_GRANT or size >= BYTES_PER_MESSAGE:
                 break
         if parts:
             flush()

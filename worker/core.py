@@ -149,7 +149,7 @@ class WorkerCore:
 
     def _heartbeat(self, now_ms: int) -> list[Effect]:
         self.ticker.advance(now_ms)
-        bodies = self.outbox.add([], self.missed.take(now_ms), now_ms)
+        bodies = self.outbox.add([], [] if self.outbox.full else self.missed.take(now_ms), now_ms)
         lagging = self.ticker.outstanding()
         for partition, tick in self.missed.unreported().items():
             lagging[partition] = min(tick, lagging.get(partition, tick))
@@ -301,6 +301,7 @@ class WorkerCore:
             if self.ticker.flights:
                 if overdue and not self._aborting:
                     self._aborting = True
+                    self._deadline_ms = None
                     effects.append(AbortPolls())
                 return effects
             self.phase = "flushing"
@@ -309,6 +310,9 @@ class WorkerCore:
             bodies += self.outbox.mark(self._final_mark(), now_ms)
             effects += [TellWriter(body) for body in bodies]
             overdue = False
+        elif len(self.missed):  # of a partition that was granted meanwhile
+            bodies = self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
+            effects += [TellWriter(body) for body in bodies]
         if self.outbox.empty:
             self.phase = "ended"
             self._deadline_ms = None

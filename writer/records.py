@@ -26,7 +26,7 @@ MISSED_COLUMNS = ("project_id", "first_tick", "last_tick", "ticks", "reason", "w
 Row: TypeAlias = tuple[Any, ...]
 
 
-class Origin(msgspec.Struct, frozen=True, gc=False):
+class RecordOrigin(msgspec.Struct, frozen=True, gc=False):
     """Which stream a record came in."""
 
     stream_id: str
@@ -35,12 +35,12 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
 
 class ResultRecord(msgspec.Struct, frozen=True, gc=False):
     result: PollResult
-    origin: Origin
+    origin: RecordOrigin
 
 
 class MissedRecord(msgspec.Struct, frozen=True, gc=False):
     missed: MissedRange
-    origin: Origin
+    origin: RecordOrigin
 
 
 class Rejected(msgspec.Struct, frozen=True):

@@ -37,7 +37,7 @@ from writer.records import (
     MISSED_COLUMNS,
     RESULT_COLUMNS,
     MissedRecord,
-    Origin,
+    RecordOrigin,
     Rejected,
     ResultRecord,
     day_of,
@@ -215,7 +215,7 @@ class Store:
         newest_ms = wall_ms + FUTURE_MS
         plan = _Plan(defaultdict(list), [], [], [], [])
         for part in parts:
-            origin = Origin(part.stream_id, part.worker)
+            origin = RecordOrigin(part.stream_id, part.worker)
             for batch in part.batches:
                 for result in batch.results:
                     record = ResultRecord(result, origin)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from cluster.database import Connection
 from cluster.messages.results import MissedRange
 from writer.claims import subtract
-from writer.records import MISSED_COLUMNS, MissedRecord, Origin, ResultRecord, missed_rows, ms_of_pg, pg_us
+from writer.records import MISSED_COLUMNS, MissedRecord, RecordOrigin, ResultRecord, missed_rows, ms_of_pg, pg_us
 
-CLAIMS_PER_QUERY = 500
+CLAIMS_PER_QUERY = 2_000
 
 
 async def unclaimed(
@@ -106,6 +106,6 @@ async def free(conn: Connection, polled: Sequence[ResultRecord]) -> None:
         first_ms, last_ms = ms_of_pg(first), ms_of_pg(last)
         interval_ms = (last_ms - first_ms) // (count - 1) if count > 1 else 1
         whole = MissedRange(project_id, first_ms, last_ms, interval_ms, reason, epoch)
-        remaining += [MissedRecord(part, Origin("", worker)) for part in subtract(whole, ticks[project_id], [])]
+        remaining += [MissedRecord(part, RecordOrigin("", worker)) for part in subtract(whole, ticks[project_id], [])]
     if remaining:
         await conn.copy_records_to_table("missed_polls", records=missed_rows(remaining), columns=MISSED_COLUMNS)

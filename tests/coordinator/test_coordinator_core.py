@@ -26,7 +26,7 @@ from cluster.messages.control import (
 from cluster.ticks import partition_of
 from coordinator.core import HANG_MS
 from coordinator.events import DrainRequested, ProjectsChanged, ScaleRequested
-from coordinator.link import RESEND_MS
+from coordinator.link import RESEND_MS, WINDOW
 from tests.coordinator.stage import START_MS, SUPERVISOR, Stage, record
 
 MOVEMENT = 1.1
@@ -767,3 +767,14 @@ def test_partition_weights_are_within_the_bound():
     weights = [view.weight for view in stage.core.view(stage.now).workers]
     assert max(weights) <= 1.15 * sum(weights) / len(weights)
     assert stage.now > START_MS
+
+
+def test_a_snapshot_whose_messages_fill_up_within_a_partition_keeps_to_the_window():
+    stage = Stage(workers=1)
+    stage.supervise()
+    worker = stage.start("worker-1")
+    stage.records = {number: record(number, url=f"http://h/{'x' * 4_000}") for number in range(1, 4_001)}
+    stage.load()
+    assert len(worker.inbox) <= WINDOW
+    stage.obey()
+    stage.assert_whole()

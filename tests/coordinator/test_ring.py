@@ -66,7 +66,7 @@ def moved(before, after):
     return [partition for partition, owner in enumerate(before) if after[partition] != owner]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(kinds, seeds, counts)
 def test_a_first_assignment_is_bounded_and_repeatable(kind, seed, count):
     weights, members = weights_of(kind, seed), names(count)
@@ -76,7 +76,7 @@ def test_a_first_assignment_is_bounded_and_repeatable(kind, seed, count):
     assert owners == assign(weights, members, owners), "a settled ring has nothing to move"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(kinds, seeds, st.integers(min_value=1, max_value=WORKERS_MAX - 1))
 def test_a_newcomer_moves_its_fair_share_and_no_more(kind, seed, count):
     weights, members = weights_of(kind, seed), names(count)
@@ -94,7 +94,7 @@ def test_a_newcomer_moves_its_fair_share_and_no_more(kind, seed, count):
     assert any(after[p] == newcomer for p in moves)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(kinds, seeds, st.integers(min_value=2, max_value=WORKERS_MAX), st.data())
 def test_a_leaver_moves_what_it_had(kind, seed, count, data):
     weights, members = weights_of(kind, seed), names(count)
@@ -110,7 +110,7 @@ def test_a_leaver_moves_what_it_had(kind, seed, count, data):
     assert not shed, f"{len(shed)} moved that need not"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(kinds, seeds, st.lists(st.sampled_from(["join", "leave", "leave", "drift"]), min_size=3, max_size=8))
 def test_bounds_hold_through_a_life_of_joins_and_leaves(kind, seed, steps):
     chance = random.Random(seed)
@@ -136,7 +136,7 @@ def test_bounds_hold_through_a_life_of_joins_and_leaves(kind, seed, steps):
         owners = after
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seeds, st.integers(min_value=2, max_value=WORKERS_MAX), st.sampled_from([0.05, 0.2, 0.35, 0.6]))
 def test_heavy_partitions_are_spread_as_far_as_they_allow(seed, count, share):
     """A few projects may be most of the load: nobody is above the bound while another has room for one of them."""

@@ -136,7 +136,7 @@ KINDS = ("join", "die", "plan", "plan", "arrive", "arrive", "arrive", "poll", "p
          "answer", "answer", "new session", "coordinator restarts")  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(min_value=1, max_value=40), st.integers(min_value=0, max_value=2**32), st.integers(20, 150))
 def test_the_total_is_never_exceeded(total, seed, length):
     game = Game(total, seed)
@@ -144,7 +144,7 @@ def test_the_total_is_never_exceeded(total, seed, length):
         game.step(game.chance.choice(KINDS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(min_value=6, max_value=40), st.integers(min_value=0, max_value=2**32), st.integers(20, 100))
 def test_in_the_end_everybody_has_what_it_was_meant_to_have(total, seed, length):
     """Whatever happened before: once messages flow, the slices in force are those wanted, and all slots are used."""

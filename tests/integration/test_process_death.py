@@ -21,6 +21,7 @@ from tests.integration.harness import (
 PROJECTS = 240
 SETTLE_POLLS = 3
 LATENESS_P99_MS = 250
+COORDINATOR_START_S = 3.0
 
 
 def under_load(make_cluster, sql, target, **options):
@@ -143,3 +144,35 @@ def test_polling_does_not_pause_without_a_writer_and_its_results_arrive(make_clu
     assert {each["name"]: each["pid"] for each in cluster.status()["workers"]} == workers
     assert cluster.stop() == 0
     check_books(cluster, sql, target, tags)
+
+
+def test_what_a_dead_worker_had_handed_over_is_accounted_for(make_cluster, sql, target):
+    cluster, _ = under_load(make_cluster, sql, target)
+    had = cluster.worker("worker-1")["partitions"]
+    writer = cluster.signal("writer", signal.SIGSTOP)  # so that nothing of what follows is committed yet
+    try:
+        uncommitted = wait_until(lambda: cluster.worker("worker-1")["unacked_results"] >= 50, "uncommitted results", 8)
+        assert uncommitted
+        cluster.ask({"type": "scale", "workers": 4})
+        wait_until(lambda: cluster.worker("worker-1")["partitions"] < had * 0.9, "worker-1 to hand some over", 8)
+        cluster.signal("worker-1", signal.SIGKILL)
+    finally:
+        os.kill(writer, signal.SIGCONT)
+    cluster.wait_ready()
+    assert cluster.stop() == 0
+    cluster.check_audit()
+
+
+def test_a_worker_that_hangs_while_the_coordinator_dies_is_replaced(make_cluster, sql, target):
+    cluster, tags = under_load(make_cluster, sql, target)
+    hung_at = time.time()
+    pid = cluster.signal("worker-1", signal.SIGSTOP)
+    cluster.signal("coordinator", signal.SIGKILL)
+    polled_again(target, tags, hung_at, 2, 15)
+    until = time.time()
+    assert not is_alive(pid)
+    noise = JITTER_S + target.stall_s(hung_at, until)
+    assert widest(target, tags, hung_at - 1, until)[0] <= INTERVAL_S + 5.0 + COORDINATOR_START_S + noise
+    cluster.wait_ready()
+    assert cluster.stop() == 0
+    cluster.check_audit()

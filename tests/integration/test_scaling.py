@@ -26,22 +26,27 @@ def newest_owners(sql, target, tags):
     return owners(sql)
 
 
-def check_spread(status):
-    loads = [each["polls_per_s"] for each in status["workers"]]
-    assert max(loads) <= SPREAD_MAX * sum(loads) / len(loads) + 1.0, loads  # + one project: a partition can't be split
+def balanced(cluster, workers):
+    """The status document once so many workers run and share the load evenly."""
+
+    def found():
+        status = settled(cluster, workers)
+        loads = [each["polls_per_s"] for each in status["workers"]]
+        # One project more, because a partition can't be split.
+        return max(loads) <= SPREAD_MAX * sum(loads) / len(loads) + 1.0 and status
+
+    return wait_until(found, lambda: f"an even load, now {cluster.status()['workers']}", 15)
 
 
 def test_workers_are_added_and_removed_under_load(make_cluster, sql, target):
     cluster = make_cluster(workers=8)
     tags = sql.insert_projects(target, PROJECTS)
     polled_again(target, tags, 0, 3)
-    before = settled(cluster, 8)
-    check_spread(before)
+    before = balanced(cluster, 8)
     was = newest_owners(sql, target, tags)
 
     assert cluster.ask({"type": "scale", "workers": 9})["workers"] == 9
-    after = settled(cluster, 9)
-    check_spread(after)
+    after = balanced(cluster, 9)
     now = newest_owners(sql, target, tags)
     had = {each["name"]: each["partitions"] for each in before["workers"]}
     has = {each["name"]: each["partitions"] for each in after["workers"]}
@@ -54,8 +59,7 @@ def test_workers_are_added_and_removed_under_load(make_cluster, sql, target):
 
     done = cluster.cli("scale", "--workers", "6")
     assert done.returncode == 0, done.stderr
-    after = settled(cluster, 6)
-    check_spread(after)
+    after = balanced(cluster, 6)
     assert [each["name"] for each in after["workers"]] == [f"worker-{number}" for number in range(1, 7)]
     now = newest_owners(sql, target, tags)
     assert set(now.values()) == {f"worker-{number}" for number in range(1, 7)}

@@ -72,7 +72,7 @@ def _is_ellipsis(node):
 
 
 def test_no_exception_is_swallowed():
-    """``except ...: pass`` hides what happened; what is meant is ``contextlib.suppress`` of a narrow type, otype."""
+    """``except ...: pass`` hides what happened; what is meant is ``contextlib.suppress`` of a narrow type."""
     found = [
         f"{shown(path)}:{handler.lineno}"
         for path in files_of_product()

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from cluster.ticks import partition_of
+from coordinator.events import DrainRequested
 from tests.simulator.world import Faults, World, check_law, check_polled_once
 
 SEEDS = int(os.environ.get("SIMULATOR_SEEDS", "200"))
@@ -30,8 +32,14 @@ FAULTS = (
 
 
 def play(seed: int) -> World:
-    chance = random.Random(seed)  # noqa: S311
-    world = World(seed, workers=chance.choice([1, 2, 3, 4]), slots=chance.choice([4, 12, 60]), projects=25)
+    chance = random.Random(seed)
+    world = World(
+        seed,
+        workers=chance.choice([1, 2, 3, 4]),
+        slots=chance.choice([4, 12, 60]),
+        projects=25,
+        max_per_host=chance.choice([0, 0, 5]),
+    )
     world.slow_ms = chance.choice([20, 200, 600])
     world.run_for(chance.randrange(500, 5_000))
     next_id = 1_000
@@ -64,8 +72,6 @@ def play(seed: int) -> World:
             case "scale_slots":
                 world.scale(slots=chance.choice([3, 8, 40, 80]))
             case "drain" if len(world.names) > 1:
-                from coordinator.events import DrainRequested
-
                 world.request(DrainRequested(chance.choice(world.names)))
             case "add":
                 next_id += 1
@@ -120,7 +126,7 @@ def settle_and_check(world: World) -> None:
         held = {i for i, p in enumerate(core.ownership.partitions) if p.owner == name}
         assert set(worker.ticker.partitions) == held
         ids = {s.id for part in worker.ticker.partitions.values() for s in (x.spec for x in part.projects.values())}
-        wanted = {pid for pid in world.projects if core.ownership.partitions[_partition(pid)].owner == name}
+        wanted = {pid for pid in world.projects if core.ownership.partitions[partition_of(pid)].owner == name}
         assert ids == wanted, (name, ids ^ wanted)
     assert core.slices.in_force() <= world.slots
     world.shut_down()
@@ -129,12 +135,6 @@ def settle_and_check(world: World) -> None:
     assert world.now - horizon < 80_000
     check_law(world, horizon)
     check_polled_once(world)
-
-
-def _partition(project_id: int) -> int:
-    from cluster.ticks import partition_of
-
-    return partition_of(project_id)
 
 
 @pytest.mark.parametrize("seed", sorted({*range(SEEDS), *REGRESSIONS}))

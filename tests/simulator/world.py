@@ -128,12 +128,13 @@ class Database:
 
 
 class World:
-    def __init__(self, seed: int, *, workers: int, slots: int, projects: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+    def __init__(self, seed: int, *, workers: int, slots: int, projects: int, max_per_host: int = 0) -> None:
+        self.random = random.Random(seed)
         self.now = EPOCH_MS + self.random.randrange(10_000)
         self.faults = Faults()
         self.database = Database(self)
         self.slots = slots
+        self.max_per_host = max_per_host
         self.names = [f"worker-{n}" for n in range(1, workers + 1)]
         self.processes: dict[str, Process] = {}
         self.retired: list[Process] = []
@@ -196,7 +197,7 @@ class World:
             self.durable.epoch = max(self.durable.epoch, self.saved_epoch)
             process.core = CoordinatorCore(
                 max_concurrent_http=self.slots,
-                max_per_host=0,
+                max_per_host=self.max_per_host,
                 workers_wanted=len(self.names),
                 run_id="run",
                 restored=self.durable,
@@ -346,14 +347,20 @@ class World:
             peer = process.peers[target.incarnation] = f"{process.incarnation}>{target.incarnation}".encode()
             self._routes[peer] = process
         message = decode(body)
-        event = c.MessageReceived(peer, message) if server == "coordinator" else wr.MessageReceived(peer, message, len(body))
+        event = (
+            c.MessageReceived(peer, message)
+            if server == "coordinator"
+            else wr.MessageReceived(peer, message, len(body))
+        )
         self._deliver(process.incarnation, target, event)
 
     def _server_send(self, process: Process, peer: bytes, body: bytes) -> None:
         target = self._routes.get(peer)
         if peer == b"supervisor":
             message = control.decode_to_supervisor(body)
-            self.after(self._latency(process.incarnation, "supervisor"), lambda: self._supervisor_hears(process, message))
+            self.after(
+                self._latency(process.incarnation, "supervisor"), lambda: self._supervisor_hears(process, message)
+            )
         elif target is not None and target.alive:
             if process.name == "coordinator":
                 event: Any = w.CoordinatorSaid(control.decode_to_worker(body))
@@ -484,7 +491,9 @@ class World:
         assert (process.incarnation, start.spec.id) not in self.in_flight
         others = [p for (_, pid), p in self.in_flight.items() if pid == start.spec.id]
         assert not others, f"{start.spec.id} is in flight twice: {others[0]} and {poll}"
-        assert len(self.in_flight) < self.limit_now(), f"{len(self.in_flight)} in flight already, limit {self.limit_now()}"
+        assert len(self.in_flight) < self.limit_now(), (
+            f"{len(self.in_flight)} in flight already, limit {self.limit_now()}"
+        )
         if start.spec.id in self.removed_for_good:
             token_at = self.removed_for_good[start.spec.id]
             assert token_at is None or self.now < token_at, f"project {start.spec.id} polled after its removal"
@@ -633,7 +642,8 @@ def check_law(world: World, horizon: int) -> dict[str, int]:
             )
             if not in_rows and not in_missed:
                 assert (span.project_id, tick) in world.lost_memory, (
-                    f"project {span.project_id}: tick {tick} unexplained; {span}: {_story(world, span.project_id, tick)}"
+                    f"project {span.project_id}: tick {tick} unexplained; {span}: "
+                    f"{_story(world, span.project_id, tick)}"
                 )
                 lost += 1
     return {"due": due_total, "rows": len(world.database.rows), "missed": sum(map(len, missed.values())), "lost": lost}

@@ -293,7 +293,7 @@ class ModelWriter:
         self.received.clear()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(min_value=0, max_value=2**32), st.integers(min_value=5, max_value=120), st.booleans())
 def test_every_record_arrives_once_and_in_order(seed, length, lossy):
     chance = random.Random(seed)

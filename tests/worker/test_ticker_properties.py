@@ -74,7 +74,7 @@ class Oracle:
         self.fill()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.integers(min_value=0, max_value=2**32),
     st.integers(min_value=1, max_value=5),
@@ -263,13 +263,13 @@ seeds = st.integers(min_value=0, max_value=2**32)
 lengths = st.integers(min_value=1, max_value=90)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seeds, lengths)
 def test_every_due_tick_is_accounted_for_once(seed, length):
     play(seed, WORLD, length)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seeds, lengths)
 def test_moves_lose_and_double_nothing(seed, length):
     """Time, slices and moves alone: no claim is needed, so the books close without any."""
@@ -288,25 +288,25 @@ def test_moves_lose_and_double_nothing(seed, length):
     assert "down" not in reasons
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(seeds, lengths)
 def test_changes_during_moves_lose_and_double_nothing(seed, length):
     play(seed, WORLD + MOVES, length)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seeds, lengths)
 def test_a_change_of_interval_heard_late_loses_and_doubles_nothing(seed, length):
     play(seed, ("pass", "pass", "stall", "limit", "finish", "interval", "interval", "remove", "add"), length)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seeds, lengths)
 def test_changes_of_interval_during_moves(seed, length):
     play(seed, (*WORLD, *MOVES, "interval", "interval"), length)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seeds, lengths, st.integers(min_value=1, max_value=3))
 def test_a_limit_per_host_holds_up_nobody_for_ever(seed, length, per_host):
     """While hosts change, projects come and go, and limits move: who waits has a reason (checked after every step)."""
