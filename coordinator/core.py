@@ -174,7 +174,7 @@ class CoordinatorCore:
             effects += self._placement.share_slots(now_ms, when_due=True)
         if now_ms >= self._heartbeat_at_ms:
             self._heartbeat_at_ms = now_ms + HEARTBEAT_MS
-            self._teller.forget_accounted()
+            self._teller.forget_accounted(self.horizon_ms())
             effects += self._heartbeat()
         return effects
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.messages.control import BusyProject, RemovedProject, WorkerStats
+from cluster.messages.control import BusyProject, EndedSpan, RemovedProject, WorkerStats
 from coordinator.events import WorkerState
 from coordinator.link import WorkerLink
 
@@ -51,6 +51,7 @@ class Member:
         self.upserts: dict[int, bool] = {}  # id -> its immediate poll is wanted
         self.removes: dict[int, int] = {}  # id -> until_ms
         self.remove_tokens: list[int] = []
+        self.ended: list[EndedSpan] = []
         self.settles: dict[BusyProject, None] = {}
 
     def __repr__(self) -> str:
@@ -77,6 +78,7 @@ class Member:
         self.upserts.clear()
         self.removes.clear()
         self.remove_tokens = []
+        self.ended = []
         self.settles.clear()
 
     def close(self) -> list[int]:
@@ -89,6 +91,7 @@ class Member:
         self.snapshot = False
         self.snapshot_tokens = []
         self.remove_tokens = []
+        self.ended = []
         self.limits = None
         for pending in (self.grants, self.revokes, self.upserts, self.removes, self.settles):
             pending.clear()

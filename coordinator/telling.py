@@ -91,7 +91,7 @@ class Teller:
         touched: set[str] = set()
         waits: set[str] = set()
         for span in event.ended:
-            self._ended[partition_of(span.project_id)].append(span)
+            self._end_unknown(span, touched, initial=event.initial)
         for record in event.records:
             before = self._state.catalog.blob(record.id)
             change = self._state.catalog.put(record)
@@ -148,17 +148,32 @@ class Teller:
         old, new = decode_spec(before), decode_spec(after)
         return (old.since_ms, old.interval_ms) != (new.since_ms, new.interval_ms)
 
+    def _end_unknown(self, span: EndedSpan, touched: set[str], *, initial: bool) -> None:
+        """A span that is over.  If the core knew it, its end comes with this event, or came before.
+
+        At the start, marks say what was accounted for; later they don't speak for projects nobody was told of.
+        """
+        index = partition_of(span.project_id)
+        known = self._state.catalog.blob(span.project_id)
+        told = known is not None and decode_spec(known).since_ms == span.since_ms
+        if span in self._ended[index] or (told and not initial):
+            return
+        self._ended[index].append(span)
+        owner = self._state.told_owner(self._state.ownership.partitions[index])
+        if owner is not None and not initial:
+            owner.ended.append(span)
+            touched.add(owner.name)
+
     def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
         """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
         old = decode_spec(blob)
         if until_ms > old.since_ms:
             self._ended[index].append(EndedSpan(old.id, old.since_ms, until_ms, old.interval_ms))
 
-    def forget_accounted(self) -> None:
+    def forget_accounted(self, horizon_ms: int | None) -> None:
+        """Spans that ended before the horizon are accounted for; nobody asks about them again."""
         for index in list(self._ended):
-            mark_ms = self._state.ownership.partitions[index].mark_ms
-            if mark_ms is not None:
-                self._ended[index] = [span for span in self._ended[index] if span.until_ms > mark_ms]
+            self._ended[index] = [span for span in self._ended[index] if span.until_ms > (horizon_ms or 0)]
             if not self._ended[index]:
                 del self._ended[index]
 
@@ -229,9 +244,10 @@ class Teller:
                 for index in member.revokes:
                     self._state.ownership.partitions[index].revoke_sent = True
                 member.revokes.clear()
-            elif member.removes:
+            elif member.removes or member.ended:
                 removed, tokens = member.take_removes()
-                message = Remove(link.session, seq, self._state.epoch, removed)
+                ended, member.ended = member.ended, []
+                message = Remove(link.session, seq, self._state.epoch, removed, ended)
                 note = Note(tokens=tokens)
             elif member.settles:
                 message = Settle(link.session, seq, list(member.settles))

@@ -241,9 +241,11 @@ class WorkerCore:
                 first_polls = set(immediate)
                 for spec in specs:
                     self.ticker.upsert(spec, spec.id in first_polls, now_ms)
-            case Remove(projects=removed):
+            case Remove(projects=removed, ended=spans):
                 for entry in removed:
                     self.ticker.remove(entry.project_id, entry.until_ms, now_ms)
+                for span in spans:
+                    self.ticker.account_ended(span, None, "handover", now_ms)
             case Limits(slice=slice_, max_per_host=per_host):
                 self.ticker.limit(slice_, per_host, now_ms)
                 self._limits = message

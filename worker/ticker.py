@@ -282,6 +282,8 @@ class Ticker:
                 self.remove(project_id, now_ms, now_ms)
             for spec in specs:
                 self.upsert(spec, spec.id not in held.projects, now_ms)
+            for span in ended:
+                self.account_ended(span, resume_after_ms, reason, now_ms)
             return
         held = self.partitions[partition] = HeldPartition(epoch)
         inherited = {entry.project_id: entry for entry in waiting}
@@ -305,9 +307,9 @@ class Ticker:
                     scheduled.doubt_ms = before.scheduled_at_ms
             counted = spec.id not in uncounted
             after_ms = resume_after_ms if counted or resume_after_ms is None else spec.since_ms - 1
-            self._resume(scheduled, after_ms, reason, spec.id in first_polls, now_ms)
+            self._resume(scheduled, after_ms, reason, spec.id in first_polls, now_ms, granted=True)
         for span in ended:
-            self._account_ended(span, resume_after_ms, reason, epoch, now_ms)
+            self.account_ended(span, resume_after_ms, reason, now_ms)
         for poll in inherited.values():  # it waited when its project ended
             if poll.trigger == "tick":
                 tick = poll.scheduled_at_ms
@@ -349,7 +351,7 @@ class Ticker:
         if scheduled is None:
             scheduled = self._add(spec, held)
             scheduled.busy = spec.id in self.flights or spec.id in self._foreign  # removed and added while it runs
-            self._resume(scheduled, spec.since_ms - 1, "handover", immediate, now_ms)
+            self._resume(scheduled, spec.since_ms - 1, "handover", immediate, now_ms, granted=False)
         elif scheduled.spec != spec:
             old, scheduled.spec = scheduled.spec, spec
             self._change_gate(scheduled, old)
@@ -470,12 +472,20 @@ class Ticker:
             scheduled.busy = False
 
     def _resume(
-        self, scheduled: Scheduled, after_ms: int | None, reason: ResumeReason, immediate: bool, now_ms: int
+        self,
+        scheduled: Scheduled,
+        after_ms: int | None,
+        reason: ResumeReason,
+        immediate: bool,
+        now_ms: int,
+        *,
+        granted: bool,
     ) -> None:
         """Where a project that is new to this worker goes on: every tick <= after_ms is accounted for.
 
         The newest tick that passed is due now; older ones are missed.  A project nobody ever polled (None) begins with
-        its next tick; an immediate poll takes the place of the ticks that passed.
+        its next tick; an immediate poll takes the place of the ticks that passed.  ``granted``: the project came with
+        its partition, so an earlier owner may have begun.
         """
         spec = scheduled.spec
         interval_ms = spec.interval_ms
@@ -490,8 +500,7 @@ class Ticker:
             self._schedule(scheduled, newest + interval_ms)
         if immediate and scheduled.waiting_ms < 0 and not scheduled.busy:
             if newest is not None:
-                unclaimed = after_ms is None or after_ms < first
-                self._miss(scheduled, first, newest, "overrun" if unclaimed else "handover", now_ms)
+                self._miss(scheduled, first, newest, "handover" if granted else "overrun", now_ms)
             on_a_tick = (now_ms - scheduled.phase) % interval_ms == 0
             self._wait(scheduled, now_ms - 1 if on_a_tick else now_ms, "immediate")
         elif newest is not None:
@@ -506,16 +515,22 @@ class Ticker:
             self._due(scheduled, newest, now_ms)
             scheduled.doubt_ms = newest
 
-    def _account_ended(
-        self, span: EndedSpan, after_ms: int | None, reason: ResumeReason, epoch: int, now_ms: int
-    ) -> None:
-        phase = phase_ms(span.project_id, span.interval_ms)
+    def account_ended(self, span: EndedSpan, after_ms: int | None, reason: ResumeReason, now_ms: int) -> None:
+        """Claim the ticks of a span that ended, but for those this worker is about to report itself."""
+        partition = partition_of(span.project_id)
+        held = self.partitions.get(partition)
+        scheduled = held.projects.get(span.project_id) if held is not None else None
+        flight = self.flights.get(span.project_id)
+        ours = {flight.tick_ms if flight is not None else -1, scheduled.waiting_ms if scheduled is not None else -1}
+        phase, interval_ms = phase_ms(span.project_id, span.interval_ms), span.interval_ms
         start = span.since_ms if after_ms is None else max(span.since_ms, after_ms + 1)
-        first = first_tick_from(start, phase, span.interval_ms)
-        if first < span.until_ms:
-            last = last_tick_before(span.until_ms, phase, span.interval_ms)
-            partition = partition_of(span.project_id)
-            self.missed.add(span.project_id, partition, first, last, span.interval_ms, reason, epoch, now_ms)
+        epoch = self._epoch(partition)
+        for end in sorted({*ours, span.until_ms}):
+            first = first_tick_from(start, phase, interval_ms)
+            if start <= end and first < min(end, span.until_ms):
+                last = last_tick_before(min(end, span.until_ms), phase, interval_ms)
+                self.missed.add(span.project_id, partition, first, last, interval_ms, reason, epoch, now_ms)
+            start = max(start, end + 1)
 
     def _change_interval(self, scheduled: Scheduled, old: ProjectSpec, now_ms: int) -> None:
         """The span changed at ``since_ms``, a moment ago: the new grid may have ticks since that the old had not."""

@@ -55,7 +55,7 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class EndedSpan(msgspec.Struct, array_like=True, frozen=True):
-    """A time of a project's life that ended while nobody owned its partition: its ticks are only to be accounted."""
+    """A time of a project's life that its partition's owner may not have seen: its ticks are only to be accounted."""
 
     project_id: int
     since_ms: int
@@ -233,10 +233,13 @@ class Upsert(msgspec.Struct, tag="upsert", frozen=True):
 
 
 class Remove(msgspec.Struct, tag="remove", frozen=True):
+    """``ended``: spans that began and ended before the coordinator heard of them."""
+
     session: int
     seq: int
     epoch: int
     projects: list[RemovedProject]
+    ended: list[EndedSpan] = []
 
 
 class Limits(msgspec.Struct, tag="limits", frozen=True):

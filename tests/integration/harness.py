@@ -152,6 +152,11 @@ class Cluster:
         self.process.send_signal(signal.SIGTERM)
         return self.wait_exit(deadline_s)
 
+    def stop_cleanly(self):
+        """SIGTERM; everything was committed and every process ended by itself."""
+        exit_status = self.stop()
+        assert exit_status == 0, f"exit status {exit_status}: {self.complaints()}: {self.log_tail()}"
+
     def end(self):
         """Leave nothing behind, whatever happened; what had to be killed is an error."""
         if self.process is None:

@@ -42,7 +42,7 @@ def test_projects_are_added_removed_and_reloaded(cluster, sql, target):
     assert sql.value("SELECT count(*) FROM projects WHERE id = $1", row) == 0
     assert sql.value("SELECT count(*) FROM poll_results WHERE project_id = $1", row) > 0, "its results stay"
     wait_until(lambda: cluster.status()["active_projects"] == 0, "no active project", 5)
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, {"one": one, "two": row})
 
 
@@ -134,6 +134,6 @@ def test_a_drained_worker_leaves_and_loses_nothing(cluster, sql, target):
     assert (refused["type"], refused.get("code")) == ("error", "last_worker")
     since = time.time()
     wait_until(lambda: all(len(target.since(tag, since)) >= 2 for tag in tags), "polls by the other worker")
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, tags)
     assert sql.missed().get("handover", 0) == 0

@@ -95,7 +95,7 @@ def test_a_second_cluster_is_refused_and_the_first_undisturbed(make_cluster, sql
     assert {each["pid"] for each in cluster.status()["workers"]} == pids
     assert cluster.ask({"type": "status"})["type"] == "ok"
     polled_again(target, tags, time.time(), 2)
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, tags)
 
 
@@ -177,7 +177,7 @@ def test_rubbish_on_every_socket_disturbs_nobody(make_cluster, sql, target):
     assert after["refused"]["admin_refused"] >= 10
     assert cluster.get("/readyz")[0] == 200
     assert cluster.ask({"type": "status"})["type"] == "ok"
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, tags)
     log = cluster.log_file.read_text()
     assert "Traceback" not in log

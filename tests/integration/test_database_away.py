@@ -52,7 +52,7 @@ def test_polling_goes_on_without_a_database(make_cluster, postgres, target):
     cluster.wait_ready()
     polled_again(target, tags, time.time(), 2)
     assert {each["pid"] for each in cluster.status()["workers"]} == pids
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     sql = Sql(postgres.dsn())
     try:
         report = check_books(cluster, sql, target, tags)

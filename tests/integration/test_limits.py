@@ -44,7 +44,7 @@ def test_requests_in_flight_never_exceed_the_limit(make_cluster, sql, target):
     assert status["max_concurrent_http"] == 50
     assert {each["pid"] for each in status["workers"]} == pids
 
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     assert target.peak(began) <= 50
     check_books(cluster, sql, target, tags)
     assert sql.missed().get("overload", 0) > 0, "an overloaded cluster says so"

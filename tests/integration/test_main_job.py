@@ -10,7 +10,7 @@ def test_every_project_is_polled_every_second_and_every_request_is_a_row(make_cl
     cluster = make_cluster(workers=8)
     tags = sql.insert_projects(target, PROJECTS)
     wait_until(lambda: min(target.counts(tags).values()) >= POLLS_EACH, lambda: target.counts(tags), 60)
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
 
     report = check_books(cluster, sql, target, tags)
     assert report["projects_audited"] == PROJECTS

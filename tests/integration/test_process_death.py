@@ -73,7 +73,7 @@ def test_a_killed_worker_is_replaced_within_a_second(make_cluster, sql, target):
     assert widest(target, mine, killed_at - 1, until)[0] <= INTERVAL_S + 1.0 + noise
     assert widest(target, others, killed_at - 1, until)[0] <= INTERVAL_S + noise
     cluster.wait_ready()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
 
     cluster.check_audit()
     # A killed worker takes with it what it had not committed: the newest tick is polled again, older ones are missed.
@@ -94,7 +94,7 @@ def test_a_worker_that_hangs_is_replaced_within_five_seconds(make_cluster, sql, 
     assert widest(target, tags, hung_at - 1, until)[0] <= INTERVAL_S + 5.0 + noise
     restarted(cluster, "worker-1", pid)
     cluster.wait_ready()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     cluster.check_audit()
 
 
@@ -123,7 +123,7 @@ def test_polling_does_not_pause_without_a_coordinator(make_cluster, sql, target)
     assert reply["type"] == "ok"
     tags["later"] = reply["id"]
     wait_until(lambda: target.count("later") >= 2, "polls of a project added afterwards", 5)
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, tags)
     assert sql.missed().get("handover", 0) == 0
 
@@ -142,24 +142,24 @@ def test_polling_does_not_pause_without_a_writer_and_its_results_arrive(make_clu
     cluster.wait_ready()
     assert cluster.pid("writer") not in {None, pid}
     assert {each["name"]: each["pid"] for each in cluster.status()["workers"]} == workers
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, tags)
 
 
 def test_what_a_dead_worker_had_handed_over_is_accounted_for(make_cluster, sql, target):
     cluster, _ = under_load(make_cluster, sql, target)
     had = cluster.worker("worker-1")["partitions"]
-    writer = cluster.signal("writer", signal.SIGSTOP)  # so that nothing of what follows is committed yet
+    writer = cluster.signal("writer", signal.SIGSTOP)  # so that nothing of what follows is committed
     try:
-        uncommitted = wait_until(lambda: cluster.worker("worker-1")["unacked_results"] >= 50, "uncommitted results", 8)
-        assert uncommitted
+        wait_until(lambda: cluster.worker("worker-1")["unacked_results"] >= 50, "uncommitted results", 8)
         cluster.ask({"type": "scale", "workers": 4})
         wait_until(lambda: cluster.worker("worker-1")["partitions"] < had * 0.9, "worker-1 to hand some over", 8)
-        cluster.signal("worker-1", signal.SIGKILL)
+        pid = cluster.signal("worker-1", signal.SIGKILL)
     finally:
-        os.kill(writer, signal.SIGCONT)
+        os.kill(writer, signal.SIGKILL)  # and with it what is on its way
+    restarted(cluster, "worker-1", pid)
     cluster.wait_ready()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     cluster.check_audit()
 
 
@@ -167,12 +167,16 @@ def test_a_worker_that_hangs_while_the_coordinator_dies_is_replaced(make_cluster
     cluster, tags = under_load(make_cluster, sql, target)
     hung_at = time.time()
     pid = cluster.signal("worker-1", signal.SIGSTOP)
-    cluster.signal("coordinator", signal.SIGKILL)
-    polled_again(target, tags, hung_at, 2, 15)
-    until = time.time()
-    assert not is_alive(pid)
+    try:
+        cluster.signal("coordinator", signal.SIGKILL)
+        polled_again(target, tags, hung_at, 2, 15)
+        until = time.time()
+        assert not is_alive(pid)
+    finally:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
     noise = JITTER_S + target.stall_s(hung_at, until)
     assert widest(target, tags, hung_at - 1, until)[0] <= INTERVAL_S + 5.0 + COORDINATOR_START_S + noise
     cluster.wait_ready()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     cluster.check_audit()

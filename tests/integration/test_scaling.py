@@ -66,7 +66,7 @@ def test_workers_are_added_and_removed_under_load(make_cluster, sql, target):
     assert cluster.get("/readyz")[0] == 200
 
     assert cluster.status()["writer"]["duplicates"] == 0
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     report = check_books(cluster, sql, target, tags)
     # Nobody died, so no tick was given up on the way; only first instants may be missed (see test_main_job).
     assert report["total"]["missed"].get("handover", 0) == 0

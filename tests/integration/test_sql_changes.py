@@ -55,7 +55,7 @@ def test_insert_update_and_delete_take_effect_within_a_second(make_cluster, sql,
     late = [at for at in target.since("second", changed_at) if at - changed_at > allowed(changed_at)]
     assert not late
 
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_books(cluster, sql, target, background)
     rows = dict(sql.fetch("SELECT status::text, count(*) FROM poll_results WHERE project_id = $1 GROUP BY 1", project))
     assert sum(rows.values()) == target.count("first0") + target.count("second")

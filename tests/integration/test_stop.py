@@ -68,7 +68,7 @@ def test_down_and_sigterm_do_the_same_and_a_second_run_accounts_for_the_pause(ma
     wait_until(lambda: all(target.since(tag, resumed_at) for tag in quick), "polls of the second run")
     again = slow_requests(cluster, sql, target, "again")
     asked_at = time.time()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     check_finished(cluster, sql, target, quick, slow | again)
     # Nothing begins after a stop was asked for; workers hear of it within moments.
     begun = [at for tag in quick for at in target.since(tag, asked_at + 1.0 + target.stall_s(asked_at))]
@@ -100,7 +100,7 @@ def test_requests_that_do_not_end_are_broken_off_after_the_grace_period(make_clu
     hanging = sql.insert_projects(target, 5, path="/hang", interval_s=3600, prefix="hang")
     wait_until(lambda: sum(target.counts(hanging).values()) == 5, "requests that don't end")
     asked_at = time.time()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     assert 1.0 <= time.time() - asked_at <= 15.0
     cluster.check_audit()
 
@@ -126,7 +126,7 @@ def test_roles_end_when_their_supervisor_is_killed(make_cluster, sql, target):
     wait_until(lambda: not cluster.seen_alive(), lambda: f"the orphans to end: {cluster.seen_alive()}", 20)
     # The directory can be used again at once.
     cluster.start().wait_ready()
-    assert cluster.stop() == 0
+    cluster.stop_cleanly()
     cluster.check_audit()
 
 

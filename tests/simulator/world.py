@@ -447,7 +447,13 @@ class World:
             RemovedProject(pid, max(span.until or self.now for span in self.spans if span.project_id == pid))
             for pid in known - set(self.projects)
         ]
-        self.step(process, c.ProjectsChanged([self.record(s) for s in self.projects.values()], removed))
+        horizon = process.core.horizon_ms() or 0
+        ended = [
+            EndedSpan(span.project_id, span.since, span.until, span.interval_ms)
+            for span in self.spans
+            if span.until is not None and span.until > horizon
+        ]
+        self.step(process, c.ProjectsChanged([self.record(s) for s in self.projects.values()], removed, ended=ended))
 
     # ---- worker's and writer's shells ---------------------------------------------------------------------------
 
@@ -507,9 +513,6 @@ class World:
 
     def _finish_poll(self, process: Process, start: w.PollStart, poll: Poll) -> None:
         if not process.alive or self.in_flight.get((process.incarnation, start.spec.id)) is not poll:
-            return
-        if process.frozen:
-            process.stalled.append(lambda: self._finish_poll(process, start, poll))
             return
         del self.in_flight[process.incarnation, start.spec.id]
         poll.ended = self.now
