@@ -321,7 +321,8 @@ class ProjectSource:
             gone = [project_id for project_id in ids if project_id not in found and self._sink.has_project(project_id)]
             removed = await fetch_ends(connection, gone, self.now_ms())
             names.update((row["id"], monitoring_line(row)) for row in rows[: LINES_MAX + 1])
-            return self._sink.apply(records, removed)
+            ended = await fetch_ended_of(connection, self._horizon_ms(), ids) if self.loaded else []
+            return self._sink.apply(records, removed, ended=ended)
 
     # ---- reading everything ---------------------------------------------------------------------------------------
 
@@ -330,14 +331,18 @@ class ProjectSource:
         if self.loaded:
             await self._reload()
             return
-        horizon_ms, _ = self._sink.progress()
-        ended = set() if horizon_ms is None else await self._load_ended(horizon_ms)
+        horizon_ms = self._horizon_ms()
+        ended = await self._read_ended(horizon_ms, initial=True)
         await self._read_all(initial=True, paced=False)
         await self._settle_load(horizon_ms, ended)
         self._finish_load()
         self._reload_at = time.monotonic() + self._reload_interval_s
 
-    async def _load_ended(self, horizon_ms: int) -> set[tuple[int, int]]:
+    def _horizon_ms(self) -> int:
+        """Every tick before it is accounted for; 0 before anything is."""
+        return self._sink.progress()[0] or 0
+
+    async def _read_ended(self, horizon_ms: int, *, initial: bool) -> set[tuple[int, int]]:
         """Spans that ended since everything was last accounted for; returns which."""
         connection = self._usable()
         known: set[tuple[int, int]] = set()
@@ -347,12 +352,12 @@ class ProjectSource:
                 spans = await fetch_ended(connection, horizon_ms, last, CHUNK_ROWS)
                 if not spans:
                     return known
-                self._sink.apply([], [], initial=True, ended=spans)
+                self._sink.apply([], [], initial=initial, ended=spans)
             last = spans[-1]
             known.update((span.project_id, span.since_ms) for span in spans)
             await self._attend()
 
-    async def _settle_load(self, horizon_ms: int | None, known: set[tuple[int, int]]) -> None:
+    async def _settle_load(self, horizon_ms: int, known: set[tuple[int, int]]) -> None:
         """Changes made while the load went on.
 
         A project that was read before it ended is ended by the core, as any other.  One that ended before it was read
@@ -362,12 +367,11 @@ class ProjectSource:
         ids, self._notified = sorted(self._notified), set()
         for part in _parts(ids, REFRESH_IDS):
             applied = await self._refresh(part, {})
-            if horizon_ms is not None:
-                quiet = sorted(set(part).difference(applied.removed, applied.changed))
-                async with self._turn():
-                    spans = await fetch_ended_of(connection, horizon_ms, quiet)
-                    missing = [span for span in spans if (span.project_id, span.since_ms) not in known]
-                    self._sink.apply([], [], initial=True, ended=missing)
+            quiet = sorted(set(part).difference(applied.removed, applied.changed))
+            async with self._turn():
+                spans = await fetch_ended_of(connection, horizon_ms, quiet)
+                missing = [span for span in spans if (span.project_id, span.since_ms) not in known]
+                self._sink.apply([], [], initial=True, ended=missing)
 
     def _finish_load(self) -> None:
         self.loaded = True
@@ -400,6 +404,7 @@ class ProjectSource:
         self._reload_at = time.monotonic() + self._reload_interval_s
         try:
             applied = await self._read_all(initial=initial, paced=paced)
+            await self._read_ended(self._horizon_ms(), initial=False)
         except BaseException:
             self._waiters += waiters  # told when the connection is dropped
             raise
