@@ -29,6 +29,8 @@ from cluster import config, logs
 from cluster.errors import ClusterError, ExitCode
 from cluster.settings import Settings
 
+# Rare full collections: a worker holds hundreds of thousands of long-lived objects, and walking them stalls its loop.
+GC_THRESHOLD = (50_000, 20, 100)
 EXIT_BUG = 70  # EX_SOFTWARE
 LOCK_WAIT_S = 40.0  # an orphan of the same name may take its grace period to finish
 
@@ -95,6 +97,7 @@ async def _run(settings: Settings, main: RoleMain) -> int:
     if settings.supervised:
         _watch_parent(loop, context)
     gc.freeze()  # what the imports made is never garbage
+    gc.set_threshold(*GC_THRESHOLD)
     running = asyncio.ensure_future(main(context))
     await asyncio.wait({running, context.failure}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():

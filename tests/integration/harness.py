@@ -204,7 +204,8 @@ class Cluster:
         return self.worker(name)["pid"]
 
     def signal(self, name, number):
-        pid = self.pid(name)
+        pid = wait_until(lambda: self.pid(name), f"{name} to have a process", 5)  # 0 would be this test's own group
+        assert pid in {each.pid for each in psutil.Process(self.process.pid).children()}, f"{name} is not ours: {pid}"
         self.note_processes()
         os.kill(pid, number)
         return pid
