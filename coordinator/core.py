@@ -103,6 +103,7 @@ class CoordinatorCore:
         self._teller = Teller(self.state)
         self._placement = Placement(self.state, self._teller, now_ms)
         self._run_id = run_id
+        self._cold = not same_run
         self._peers: dict[bytes, str] = {}  # routing id -> worker name
         self._supervisor: bytes | None = None
         self._alive: dict[str, str] = {}  # incarnation -> name, as the supervisor last said
@@ -287,7 +288,9 @@ class CoordinatorCore:
                 same_session = member.link is not None and session == member.link.session
                 effects: list[Effect] = []
                 for cut in cuts:
+                    mark_ms = self.ownership.partitions[cut.partition].mark_ms
                     if self.ownership.released(cut, member.name, same_session=same_session):
+                        member.released(cut, mark_ms, now_ms)
                         self._teller.revoking.discard(cut.partition)
                         self._placement.offer(cut.partition)
                 return effects + self._teller.pump_all(now_ms) + self._placement.retire_if_empty(member)
@@ -315,6 +318,7 @@ class CoordinatorCore:
                 member.heard(stats, now_ms)
                 self.census.heard(member.incarnation, stats)
                 member.oldest_ms = None
+                member.debts.clear()
                 if member.link is not None:
                     self.ownership.committed(member.name, member.link.acked_seq, committed_at_ms, {})
                 return []
@@ -323,7 +327,7 @@ class CoordinatorCore:
         if beat.incarnation != member.incarnation:
             return []
         member.heard(beat.stats, now_ms)
-        member.oldest_ms = beat.oldest_ms
+        member.committed(beat.oldest_ms)
         self.census.heard(member.incarnation, beat.stats)
         if member.state == "hung" and member.kill_sent_ms is None:
             member.state = "running"
@@ -386,18 +390,21 @@ class CoordinatorCore:
             member.supervised = member.supervised or supervised
         return member
 
-    def _supervised_process(self, name: str, incarnation: str, pid: int, now_ms: int) -> None:
+    def _supervised_process(self, name: str, incarnation: str, pid: int, now_ms: int, age_ms: int = 0) -> None:
         if name == "writer":
             self._writer_alive = incarnation
         elif name.startswith("worker-"):
-            self._process_alive(name, incarnation, pid, now_ms)
+            known = self.members.get(name)
+            member = self._process_alive(name, incarnation, pid, now_ms)
+            if member is not known:
+                member.age_ms = age_ms
 
     def _on_supervisor(self, peer: bytes, hello: SupervisorHello, now_ms: int) -> list[Effect]:
         self._supervisor = peer
         effects: list[Effect] = []
         self._alive = {process.incarnation: process.name for process in hello.alive}
         for process in hello.alive:
-            self._supervised_process(process.name, process.incarnation, process.pid, now_ms)
+            self._supervised_process(process.name, process.incarnation, process.pid, now_ms, process.age_ms)
         for member in list(self.members.values()):
             unlisted = member.incarnation not in self._alive
             if member.supervised and member.state == "running" and member.name not in self.state.names:
@@ -447,6 +454,7 @@ class CoordinatorCore:
         self._teller.revoking.difference_update(lost)
         self._placement.dirty = True
         effects = self._teller.confirm(tokens)
+        effects += self._teller.settle_debts(member.debts, member.handed_busy, now_ms)
         if self.state.phase == "running":
             effects += self._placement.plan(now_ms)
         return effects
@@ -462,7 +470,7 @@ class CoordinatorCore:
         effects: list[Effect] = []
         for member in self.members.values():
             silence_ms = now_ms - member.last_heard_ms
-            patience_ms = START_MAX_MS if member.state == "starting" else HANG_MS
+            patience_ms = max(HANG_MS, START_MAX_MS - member.age_ms) if member.state == "starting" else HANG_MS
             if member.state == "restarting" or silence_ms <= patience_ms or self.state.phase == "stopping":
                 continue
             if member.kill_sent_ms is not None and now_ms - member.kill_sent_ms < KILL_AGAIN_MS:
@@ -517,7 +525,8 @@ class CoordinatorCore:
         present = self.state.present()
         starting = [member for member in self.members.values() if member.state == "starting"]
         complete = not starting and set(self.state.names) <= present
-        overdue = now_ms >= self._gather_until_ms and not starting and present
+        # After a restart of the coordinator, who is silent may hold partitions; at a cold start nobody does.
+        overdue = now_ms >= self._gather_until_ms and present and (self._cold or not starting)
         if not (complete or overdue):
             return []
         self.state.phase = "running"

@@ -39,9 +39,9 @@ class PeerUnreachable(msgspec.Struct, frozen=True):
 class ProjectsChanged(msgspec.Struct, frozen=True):
     """Enabled projects as they are now, and projects that are no more.  Records equal to those held change nothing.
 
-    ``initial``: part of the load at the start, so nothing is polled at once.  ``ended``: spans that
-    ended after everything was last accounted for; those nobody was told of are only to be accounted.  ``token``: answered
-    by ``ConfirmChange`` when the workers concerned have acknowledged.
+    ``initial``: part of the load at the start, so nothing is polled at once.  ``ended``: spans that ended after
+    everything was last accounted for; those nobody was told of are only to be accounted.  ``token``: answered by
+    ``ConfirmChange`` when the workers that are to drop projects have acknowledged.
     """
 
     records: list[ProjectRecord]

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from cluster.messages.control import BusyProject, EndedSpan, RemovedProject, WorkerStats
+from cluster.messages.control import BusyProject, Cut, EndedSpan, RemovedProject, WorkerStats
 from coordinator.events import WorkerState
 from coordinator.link import WorkerLink
 
 REMOVES_PER_MESSAGE = 4_096
+ENDED_PER_MESSAGE = 20_000
 BYTES_PER_MESSAGE = 64 << 10  # some milliseconds of a worker's loop
 DEMAND_SMOOTHING = 0.5
 
@@ -26,6 +27,13 @@ class Note(msgspec.Struct, frozen=True):
     granted: list[int] = []  # partitions
 
 
+class Debt(msgspec.Struct, frozen=True):
+    """What a worker that gave a partition up has still to commit: the ticks in (after_ms, cut_ms]."""
+
+    after_ms: int | None
+    cut_ms: int
+
+
 class Member:
     def __init__(self, name: str, incarnation: str, pid: int, now_ms: int) -> None:
         self.name = name
@@ -33,6 +41,7 @@ class Member:
         self.pid = pid
         self.state: WorkerState = "starting"
         self.since_ms = now_ms
+        self.age_ms = 0  # of the process, when it was first heard of
         self.last_heard_ms = now_ms
         self.supervised = False  # its supervisor has listed this incarnation
         self.link: WorkerLink | None = None
@@ -40,6 +49,8 @@ class Member:
         self.stats = WorkerStats()
         self.demand = 0.0
         self.oldest_ms: int | None = None
+        self.debts: dict[int, Debt] = {}  # by partition
+        self.handed_busy: list[BusyProject] = []  # polls in flight here whose projects others own
         self.limits_seq = 0
         self.kill_sent_ms: int | None = None
         self.retired = False
@@ -102,6 +113,18 @@ class Member:
         self.last_heard_ms = now_ms
         wanted = stats.active_http + stats.queue_depth
         self.demand += DEMAND_SMOOTHING * (wanted - self.demand)
+
+    def released(self, cut: Cut, mark_ms: int | None, now_ms: int) -> None:
+        """It gave a partition up, and answers for what it did before the cut until that is committed."""
+        if cut.cut_ms is not None:
+            self.debts[cut.partition] = Debt(mark_ms, cut.cut_ms)
+            self.handed_busy = [entry for entry in self.handed_busy if entry.until_ms > now_ms] + cut.busy
+
+    def committed(self, oldest_ms: int) -> None:
+        """Everything of this worker before ``oldest_ms`` is in the database."""
+        self.oldest_ms = oldest_ms
+        if self.debts:
+            self.debts = {index: debt for index, debt in self.debts.items() if debt.cut_ms >= oldest_ms}
 
     def take_removes(self) -> tuple[list[RemovedProject], list[int]]:
         ids = list(self.removes)[:REMOVES_PER_MESSAGE]

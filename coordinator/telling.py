@@ -25,7 +25,7 @@ from cluster.project import decode_spec
 from cluster.ticks import partition_of
 from coordinator.events import ConfirmChange, Effect, JournalProjects, ProjectsChanged, Send
 from coordinator.link import Unacked, WorkerLink
-from coordinator.member import BYTES_PER_MESSAGE, Member, Note
+from coordinator.member import BYTES_PER_MESSAGE, ENDED_PER_MESSAGE, Debt, Member, Note
 from coordinator.ownership import Resume
 from coordinator.state import ClusterState
 
@@ -154,15 +154,44 @@ class Teller:
         At the start, marks say what was accounted for; later they don't speak for projects nobody was told of.
         """
         index = partition_of(span.project_id)
-        known = self._state.catalog.blob(span.project_id)
-        told = known is not None and decode_spec(known).since_ms == span.since_ms
-        if span in self._ended[index] or (told and not initial):
+        blob = self._state.catalog.blob(span.project_id)
+        told = blob is not None and decode_spec(blob).since_ms == span.since_ms
+        key = (span.project_id, span.since_ms)
+        seen = any((known.project_id, known.since_ms) == key for known in self._ended[index])
+        if seen or (told and not initial):
             return
-        self._ended[index].append(span)
+        if initial:
+            self._ended[index].append(span)
+        else:
+            self._claim(index, [msgspec.structs.replace(span, unheard=True)], touched)
+
+    def _claim(self, index: int, spans: list[EndedSpan], touched: set[str]) -> None:
+        """Have the owner account for these, and the next one, should it die before."""
+        self._ended[index] += spans
         owner = self._state.told_owner(self._state.ownership.partitions[index])
-        if owner is not None and not initial:
-            owner.ended.append(span)
+        if owner is not None:
+            owner.ended += spans
             touched.add(owner.name)
+
+    def settle_debts(self, debts: dict[int, Debt], busy: list[BusyProject], now_ms: int) -> list[Effect]:
+        """A worker died before what it did in partitions it had given up was committed, or had ended."""
+        touched: set[str] = set()
+        for index, debt in debts.items():
+            after_ms = -1 if debt.after_ms is None else debt.after_ms
+            specs = [decode_spec(blob) for blob in self._state.catalog.blobs(index)]
+            spans = [
+                EndedSpan(spec.id, max(spec.since_ms, after_ms + 1), debt.cut_ms + 1, spec.interval_ms, unheard=True)
+                for spec in specs
+                if spec.since_ms <= debt.cut_ms
+            ]
+            self._claim(index, spans, touched)
+        for entry in busy:
+            settled = self._state.ownership.settled(entry)
+            owner = None if settled is None else self._state.told_owner(self._state.ownership.partitions[settled])
+            if owner is not None:
+                owner.settles[entry] = None
+                touched.add(owner.name)
+        return [effect for name in sorted(touched) for effect in self.pump(self._state.members[name], now_ms)]
 
     def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
         """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
@@ -246,7 +275,7 @@ class Teller:
                 member.revokes.clear()
             elif member.removes or member.ended:
                 removed, tokens = member.take_removes()
-                ended, member.ended = member.ended, []
+                ended, member.ended = member.ended[:ENDED_PER_MESSAGE], member.ended[ENDED_PER_MESSAGE:]
                 message = Remove(link.session, seq, self._state.epoch, removed, ended)
                 note = Note(tokens=tokens)
             elif member.settles:

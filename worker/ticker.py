@@ -523,7 +523,7 @@ class Ticker:
         flight = self.flights.get(span.project_id)
         ours = {flight.tick_ms if flight is not None else -1, scheduled.waiting_ms if scheduled is not None else -1}
         phase, interval_ms = phase_ms(span.project_id, span.interval_ms), span.interval_ms
-        start = span.since_ms if after_ms is None else max(span.since_ms, after_ms + 1)
+        start = span.since_ms if after_ms is None or span.unheard else max(span.since_ms, after_ms + 1)
         epoch = self._epoch(partition)
         for end in sorted({*ours, span.until_ms}):
             first = first_tick_from(start, phase, interval_ms)

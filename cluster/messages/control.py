@@ -55,12 +55,16 @@ class Cut(msgspec.Struct, frozen=True):
 
 
 class EndedSpan(msgspec.Struct, array_like=True, frozen=True):
-    """A time of a project's life that its partition's owner may not have seen: its ticks are only to be accounted."""
+    """A time of a project's life that its partition's owner may not have seen: its ticks are only to be accounted.
+
+    ``unheard``: also those before the point from which the owner went on: whoever was to account for them did not.
+    """
 
     project_id: int
     since_ms: int
     until_ms: int
     interval_ms: int
+    unheard: bool = False
 
 
 class PartitionGrant(msgspec.Struct, frozen=True):
@@ -289,6 +293,7 @@ class ProcessAlive(msgspec.Struct, array_like=True, frozen=True):
     name: str
     incarnation: str
     pid: int
+    age_ms: int = 0
 
 
 class SupervisorHello(msgspec.Struct, tag="supervisor_hello", frozen=True):
