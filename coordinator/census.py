@@ -47,6 +47,10 @@ class Census:
     def heard(self, incarnation: str, stats: WorkerStats) -> None:
         self._counted[incarnation] = stats
 
+    def knows(self, incarnation: str) -> bool:
+        """Has it ever reported, to this coordinator or a former one of the same run?"""
+        return incarnation in self._counted
+
     def gone(self, incarnation: str) -> None:
         stats = self._counted.pop(incarnation, None)
         if stats is not None:

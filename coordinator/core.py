@@ -390,21 +390,18 @@ class CoordinatorCore:
             member.supervised = member.supervised or supervised
         return member
 
-    def _supervised_process(self, name: str, incarnation: str, pid: int, now_ms: int, age_ms: int = 0) -> None:
+    def _supervised_process(self, name: str, incarnation: str, pid: int, now_ms: int) -> None:
         if name == "writer":
             self._writer_alive = incarnation
         elif name.startswith("worker-"):
-            known = self.members.get(name)
-            member = self._process_alive(name, incarnation, pid, now_ms)
-            if member is not known:
-                member.age_ms = age_ms
+            self._process_alive(name, incarnation, pid, now_ms)
 
     def _on_supervisor(self, peer: bytes, hello: SupervisorHello, now_ms: int) -> list[Effect]:
         self._supervisor = peer
         effects: list[Effect] = []
         self._alive = {process.incarnation: process.name for process in hello.alive}
         for process in hello.alive:
-            self._supervised_process(process.name, process.incarnation, process.pid, now_ms, process.age_ms)
+            self._supervised_process(process.name, process.incarnation, process.pid, now_ms)
         for member in list(self.members.values()):
             unlisted = member.incarnation not in self._alive
             if member.supervised and member.state == "running" and member.name not in self.state.names:
@@ -470,7 +467,9 @@ class CoordinatorCore:
         effects: list[Effect] = []
         for member in self.members.values():
             silence_ms = now_ms - member.last_heard_ms
-            patience_ms = max(HANG_MS, START_MAX_MS - member.age_ms) if member.state == "starting" else HANG_MS
+            # One that a former coordinator counted has started long since: it hangs.
+            starts = member.state == "starting" and not self.census.knows(member.incarnation)
+            patience_ms = START_MAX_MS if starts else HANG_MS
             if member.state == "restarting" or silence_ms <= patience_ms or self.state.phase == "stopping":
                 continue
             if member.kill_sent_ms is not None and now_ms - member.kill_sent_ms < KILL_AGAIN_MS:

@@ -41,7 +41,6 @@ class Member:
         self.pid = pid
         self.state: WorkerState = "starting"
         self.since_ms = now_ms
-        self.age_ms = 0  # of the process, when it was first heard of
         self.last_heard_ms = now_ms
         self.supervised = False  # its supervisor has listed this incarnation
         self.link: WorkerLink | None = None

@@ -293,7 +293,6 @@ class ProcessAlive(msgspec.Struct, array_like=True, frozen=True):
     name: str
     incarnation: str
     pid: int
-    age_ms: int = 0
 
 
 class SupervisorHello(msgspec.Struct, tag="supervisor_hello", frozen=True):

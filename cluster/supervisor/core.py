@@ -228,7 +228,7 @@ class SupervisorCore:
                 self._prove(each)
         if now_ms >= self._hello_at_ms:
             self._hello_at_ms = now_ms + HELLO_MS
-            self._say_hello(now_ms)
+            self._say_hello()
             self._watch_coordinator(now_ms)
         if self.phase != "up" and now_ms >= self._phase_until_ms:
             self._overdue(now_ms)
@@ -301,7 +301,7 @@ class SupervisorCore:
             self._prove(coordinator)
         match message:
             case WhoAreYou():
-                self._say_hello(now_ms)
+                self._say_hello()
             case CoordinatorHeartbeat():
                 pass
             case KillProcess():
@@ -444,9 +444,9 @@ class SupervisorCore:
     def _tell(self, message: SupervisorHello | ProcessStarted | ProcessExited | SupervisorStopping) -> None:
         self._effects.append(TellCoordinator(message))
 
-    def _say_hello(self, now_ms: int) -> None:
+    def _say_hello(self) -> None:
         alive = [
-            ProcessAlive(each.name, each.incarnation, each.pid, max(0, now_ms - each.started_at_ms))
+            ProcessAlive(each.name, each.incarnation, each.pid)
             for each in self.processes.values()
             if each.pid and each.state.is_alive and each.role in {"worker", "writer"}
         ]
