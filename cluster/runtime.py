@@ -17,6 +17,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from cluster.settings import Settings
 # Rare full collections: a worker holds hundreds of thousands of long-lived objects, and walking them stalls its loop.
 GC_THRESHOLD = (50_000, 20, 100)
 EXIT_BUG = 70  # EX_SOFTWARE
+DESCRIPTORS_WANTED = 1 << 20
 LOCK_WAIT_S = 40.0  # an orphan of the same name may take its grace period to finish
 
 logger = logging.getLogger("cluster.runtime")
@@ -43,6 +45,7 @@ class RoleContext:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stopping = asyncio.Event()
+        self.connection_reports = 0  # of the loop's transports; counted, never fatal
         self.orphaned = False  # stopping because the supervisor is gone: nobody stops the roles in order
         self.failure: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -89,13 +92,19 @@ async def _run(settings: Settings, main: RoleMain) -> int:
 
     def on_unhandled(_loop: asyncio.AbstractEventLoop, details: dict[str, object]) -> None:
         error = details.get("exception")
-        context.fail(str(details.get("message")), error if isinstance(error, BaseException) else None)
+        message = str(details.get("message"))
+        if _is_of_a_connection(details):
+            context.connection_reports += 1
+            logger.debug("a connection reported to the loop: %s: %r", message, error)
+        else:
+            context.fail(message, error if isinstance(error, BaseException) else None)
 
     loop.set_exception_handler(on_unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, context.stop, f"received {signal.Signals(number).name}")
     if settings.supervised:
         _watch_parent(loop, context)
+    _raise_descriptor_limit()
     gc.freeze()  # what the imports made is never garbage
     gc.set_threshold(*GC_THRESHOLD)
     running = asyncio.ensure_future(main(context))
@@ -106,6 +115,24 @@ async def _run(settings: Settings, main: RoleMain) -> int:
     with contextlib.suppress(asyncio.CancelledError, Exception):
         await asyncio.wait_for(running, timeout=1.0)
     return context.failure.result()
+
+
+def _is_of_a_connection(details: dict[str, object]) -> bool:
+    """What a transport or a protocol of the loop reports (a peer's TLS record after an abort), or a future of theirs.
+
+    Its connection is over, and whoever uses it hears so.  An exception in a callback or a task of ours is not of these.
+    """
+    future = details.get("future")
+    orphan = isinstance(future, asyncio.Future) and not isinstance(future, asyncio.Task)
+    return "transport" in details or "protocol" in details or orphan
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection is a descriptor, and the usual soft limit of 1,024 is meant for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _watch_parent(loop: asyncio.AbstractEventLoop, context: RoleContext) -> None:

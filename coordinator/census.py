@@ -82,6 +82,11 @@ class Census:
         self._writer_heard_ms = now_ms
         self._writer_alive = True
 
+    def writer_started(self, now_ms: int) -> None:
+        """A process of it is known to live, and is listened for from now on."""
+        self._writer_heard_ms = now_ms
+        self._writer_alive = True
+
     def writer_gone(self, incarnation: str) -> None:
         if incarnation == self.writer_incarnation:
             self._writer_alive = False

@@ -302,7 +302,8 @@ class CoordinatorCore:
                         owner.settles[entry] = None
                 return self._teller.pump_all(now_ms)
             case SliceReached(session, seq):
-                if member.link is not None and session == member.link.session and seq == member.limits_seq:
+                newest = member.link is not None and session == member.link.session and seq == member.limits_seq
+                if newest and member.limits is None:  # else a smaller one waits to be said
                     self.slices.reached(member.name)
                     return self._placement.send_slices(now_ms)
                 return []
@@ -321,7 +322,10 @@ class CoordinatorCore:
                 member.debts.clear()
                 if member.link is not None:
                     self.ownership.committed(member.name, member.link.acked_seq, committed_at_ms, {})
-                return []
+                if member.supervised:
+                    return []  # its exit is reported
+                del self.members[member.name]
+                return self._lose(member, now_ms)
 
     def _on_heartbeat(self, member: Member, beat: Heartbeat, now_ms: int) -> list[Effect]:
         if beat.incarnation != member.incarnation:
@@ -367,6 +371,7 @@ class CoordinatorCore:
         if member.state in ("starting", "restarting"):
             effects.append(WriteLog("info", f"{member.name} (pid {member.pid}) joined"))
         member.state = "draining" if leaves else "running"
+        self.state.epoch = max([self.state.epoch, *(held.epoch for held in hello.held)])  # a lost state file
         for held in hello.held:
             owner = self.ownership.partitions[held.partition].owner
             if owner in (None, member.name) or self.state.phase in ("loading", "gathering"):
@@ -392,6 +397,8 @@ class CoordinatorCore:
 
     def _supervised_process(self, name: str, incarnation: str, pid: int, now_ms: int) -> None:
         if name == "writer":
+            if incarnation != self._writer_alive:
+                self.census.writer_started(now_ms)
             self._writer_alive = incarnation
         elif name.startswith("worker-"):
             self._process_alive(name, incarnation, pid, now_ms)
@@ -432,6 +439,7 @@ class CoordinatorCore:
             effects.insert(0, WriteLog("warning", f"{name} died{how}; its partitions move to the others"))
             gone = Member(name, "", 0, now_ms)
             gone.state = "restarting"
+            gone.supervised = True
             self.members[name] = gone
         else:
             del self.members[name]
@@ -486,15 +494,15 @@ class CoordinatorCore:
         writer = self.census.writer_silent_ms(now_ms)
         if (
             writer is not None
-            and writer > WRITER_HANG_MS
+            and writer > (WRITER_HANG_MS if self._writer_alive == self.census.writer_incarnation else START_MAX_MS)
             and self._supervisor is not None
-            and self._writer_alive == self.census.writer_incarnation
+            and self._writer_alive is not None
             and now_ms - self._writer_kill_sent_ms > WRITER_HANG_MS
             and self.state.phase != "stopping"
         ):
             self._writer_kill_sent_ms = now_ms
             effects.append(WriteLog("warning", f"the writer has been silent for {writer / 1000:.1f} s; killing it"))
-            kill = KillProcess("writer", self.census.writer_incarnation, f"silent for {writer} ms")
+            kill = KillProcess("writer", self._writer_alive, f"silent for {writer} ms")
             effects.append(Send(self._supervisor, kill))
         return effects
 
@@ -564,6 +572,9 @@ class CoordinatorCore:
 
     def _on_drain(self, worker: str, now_ms: int) -> list[Effect]:
         effects: list[Effect] = [WriteLog("info", f"draining {worker}")]
+        member = self.members.get(worker)
+        if member is not None and not member.supervised and member.state == "running":
+            member.state = "draining"
         effects += self._set_names([name for name in self.state.names if name != worker])
         return effects + (self._placement.plan(now_ms) if self.state.phase == "running" else [])
 
@@ -571,6 +582,8 @@ class CoordinatorCore:
         self.state.names = sorted(names, key=worker_number)
         self._placement.dirty = True
         for member in list(self.members.values()):
+            if not member.supervised:
+                continue  # nobody but its own operator starts and ends it
             if member.name in self.state.names:
                 if member.state == "draining" and not member.retired:
                     member.state = "running"

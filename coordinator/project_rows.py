@@ -173,4 +173,10 @@ def instant(at_ms: int) -> datetime:
 
 def monitoring_line(row: Any) -> str:
     unit = row["unit"] if row["interval"] != 1 else row["unit"].removesuffix("s")
-    return f"({row['name'] or row['url']}) every {row['interval']} {unit}"
+    return f"({row['name'] or _without_secrets(row['url'])}) every {row['interval']} {unit}"
+
+
+def _without_secrets(url: str) -> str:
+    """For logs: neither credentials nor a query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}"

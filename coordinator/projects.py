@@ -332,11 +332,11 @@ class ProjectSource:
             await self._reload()
             return
         horizon_ms = self._horizon_ms()
+        self._reload_at = time.monotonic() + self._reload_interval_s  # sooner, if a notification says so meanwhile
         ended = await self._read_ended(horizon_ms, initial=True)
         await self._read_all(initial=True, paced=False)
         await self._settle_load(horizon_ms, ended)
         self._finish_load()
-        self._reload_at = time.monotonic() + self._reload_interval_s
 
     def _horizon_ms(self) -> int:
         """Every tick before it is accounted for; 0 before anything is."""

@@ -32,6 +32,7 @@ from coordinator.admin import AdminDesk
 from coordinator.events import (
     ConfirmChange,
     DatabaseStateChanged,
+    DrainRequested,
     DurableState,
     Effect,
     Event,
@@ -43,6 +44,7 @@ from coordinator.events import (
     ProjectRecord,
     ProjectsChanged,
     SaveEpoch,
+    ScaleRequested,
     Send,
     Totals,
     View,
@@ -265,7 +267,7 @@ class CoordinatorService:
             case SaveEpoch(epoch):
                 state = self._core.durable(self._clock.now_ms())
                 state.epoch = max(epoch, state.epoch)
-                self._state.save(state)
+                self._save_now(state)
             case JournalProjects(records, removed):
                 self._journal.append(records, removed)
                 if self._collecting is not None:
@@ -284,6 +286,16 @@ class CoordinatorService:
     def _submit(self, event: Event) -> None:
         assert self._driver is not None, "requests come after the start"
         self._driver.submit(event)
+        if isinstance(event, ScaleRequested | DrainRequested) and self._core is not None:
+            self._save_now(self._core.durable(self._clock.now_ms()))  # before it is answered
+
+    def _save_now(self, state: DurableState) -> None:
+        """Without its file a coordinator goes on: the database has the epoch, too, and workers say theirs."""
+        try:
+            self._state.save(state)
+        except ClusterError as error:
+            self._save_failures += 1
+            self._save_throttled.warning(str(error))
 
     # ---- ProjectSink ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from cluster.messages.control import (
     EndedSpan,
     Limits,
     Remove,
+    RemovedProject,
     Reset,
     ResumeReason,
     Revoke,
@@ -114,6 +115,7 @@ class Teller:
             blob = self._state.catalog.blob(removed.project_id)
             dropped_from = self._state.catalog.remove(removed)
             if dropped_from is None:
+                self._ask_again(removed, touched, waits)
                 continue
             dropped.append(removed.project_id)
             partition = self._state.ownership.partitions[dropped_from]
@@ -141,6 +143,17 @@ class Teller:
         for name in sorted(touched):
             effects += self.pump(self._state.members[name], now_ms)
         return effects
+
+    def _ask_again(self, removed: RemovedProject, touched: set[str], waits: set[str]) -> None:
+        """It was dropped before; its owner may not have heard so yet.  Saying it twice is harmless."""
+        partition = self._state.ownership.partitions[partition_of(removed.project_id)]
+        owner = self._state.told_owner(partition)
+        if owner is not None:
+            owner.removes[removed.project_id] = removed.until_ms
+            touched.add(owner.name)
+            waits.add(owner.name)
+        elif partition.owner is not None:
+            waits.add(partition.owner)
 
     def _is_new_span(self, before: bytes | None, after: bytes) -> bool:
         if before is None:

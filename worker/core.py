@@ -54,7 +54,8 @@ from worker.missed import MissedLog
 from worker.outbox import Mark, Outbox
 from worker.ticker import Ticker
 
-COMMIT_MAX_MS = 30_000  # at a stop, for the writer to commit what was found
+WAITING_PER_MESSAGE = 100_000  # polls in the cuts of one message: about 2 MiB
+COMMIT_MAX_MS = 15_000  # at a stop, for the writer to commit what was found
 
 
 class WorkerCore:
@@ -199,7 +200,13 @@ class WorkerCore:
         held = [HeldPartition(index, held.epoch) for index, held in self.ticker.partitions.items()]
         slice_ = max(self.ticker.slice, len(self.ticker.flights))
         draining = self.phase != "polling"
-        cuts = list(self._cuts.values())
+        cuts: list[Cut] = []
+        polls = 0
+        for cut in reversed(self._cuts.values()):  # the newest first, as far as a message goes
+            polls += len(cut.waiting)
+            if polls > WAITING_PER_MESSAGE:
+                break
+            cuts.append(cut)
         hello = Hello(self.name, self.incarnation, self._pid, self.stream_id, slice_, held, cuts, draining)
         return TellCoordinator(hello)
 
@@ -282,9 +289,21 @@ class WorkerCore:
         for index in indices:
             cut = self.ticker.revoke(index, now_ms) or self._cuts.get(index) or Cut(index, 0, None)
             self._unconfirmed.discard(index)
+            self._cuts.pop(index, None)  # the newest last
             self._cuts[index] = msgspec.structs.replace(cut, fresh=False)
             cuts.append(cut)
-        return [TellCoordinator(Released(self.link.session, cuts))]
+        effects: list[Effect] = []
+        some: list[Cut] = []
+        polls = 0
+        for cut in cuts:
+            some.append(cut)
+            polls += len(cut.waiting)
+            if polls >= WAITING_PER_MESSAGE:
+                effects.append(TellCoordinator(Released(self.link.session, some)))
+                some, polls = [], 0
+        if some:
+            effects.append(TellCoordinator(Released(self.link.session, some)))
+        return effects
 
     # ---- the end --------------------------------------------------------------------------------------------------
 

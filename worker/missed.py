@@ -5,12 +5,14 @@ it was opened, so that the table is never far behind.  Bounded by the number of 
 """
 
 from collections import Counter
+from itertools import islice
 
 import msgspec
 
 from cluster.messages.results import MissedRange, MissedReason
 
 HOLD_MS = 2_000
+TAKE_MAX = 50_000  # ranges closed at a time: some tens of milliseconds of the loop
 
 
 class OpenRange(msgspec.Struct, gc=False):
@@ -59,7 +61,8 @@ class MissedLog:
 
     def take(self, now_ms: int, *, everything: bool = False) -> list[MissedRange]:
         """The ranges that are to be reported now."""
-        due = [pid for pid, run in self._open.items() if everything or now_ms - run.opened_ms >= HOLD_MS]
+        ripe = (pid for pid, run in self._open.items() if everything or now_ms - run.opened_ms >= HOLD_MS)
+        due = list(ripe if everything else islice(ripe, TAKE_MAX))
         for project_id in due:
             self._close(project_id)
         taken, self._closed = self._closed, []

@@ -33,7 +33,8 @@ SEAL_MS = 100
 BATCH_RECORDS_MAX = 400  # about 64 KiB
 KEPT_BYTES_MAX = 64 << 20
 HELLO_AGAIN_MS = 1_000
-SILENCE_MS = 3_000  # unacknowledged for so long: ask where the writer stands
+SILENCE_MS = 3_000  # unacknowledged for so long: ask where the writer stands, then after twice as long
+SILENCE_MAX_MS = 12_000  # each answer makes the worker send again what the writer may have
 MARKS_MAX = 16
 
 
@@ -55,8 +56,8 @@ class Outbox:
     def __init__(self, stream_id: str, worker: str, incarnation: str, now_ms: int) -> None:
         self._hello = StreamHello(stream_id, worker, incarnation, 1)
         self._stream_id = stream_id
-        self._results: list[PollResult] = []
-        self._missed: list[MissedRange] = []
+        self._results: deque[PollResult] = deque()
+        self._missed: deque[MissedRange] = deque()
         self._seal_at_ms: int | None = None
         self._kept: deque[Kept] = deque()
         self._kept_bytes = 0
@@ -67,6 +68,7 @@ class Outbox:
         self._credit_bytes = 0
         self._welcomed = False
         self._ask_at_ms = now_ms
+        self._silence_ms = SILENCE_MS
         self._marks: deque[tuple[int, Mark]] = deque()
         self.committed_mark: Mark | None = None
         self.unacked_records = 0
@@ -126,7 +128,9 @@ class Outbox:
             case StreamWelcome(stream_id, committed_seq, credit_bytes):
                 if stream_id != self._stream_id:
                     return []
-                self._welcomed = True
+                if not self._welcomed:
+                    self._welcomed = True
+                    self._ask_at_ms = now_ms + self._silence_ms
                 self._credit_bytes = credit_bytes
                 self._acked(committed_seq, now_ms)
                 self._rewind(committed_seq + 1)
@@ -144,14 +148,18 @@ class Outbox:
         return encode(StreamEnd(self._stream_id))
 
     def _say_hello(self, now_ms: int) -> bytes:
-        self._ask_at_ms = now_ms + HELLO_AGAIN_MS
+        if self._welcomed:
+            self._silence_ms = min(SILENCE_MAX_MS, 2 * self._silence_ms)
+            self._ask_at_ms = now_ms + self._silence_ms
+        else:
+            self._ask_at_ms = now_ms + HELLO_AGAIN_MS
         first = self._kept[0].seq if self._kept else self._next_seq
         return encode(msgspec.structs.replace(self._hello, first_seq=first))
 
     def _seal(self, now_ms: int) -> None:
-        results, self._results = self._results[:BATCH_RECORDS_MAX], self._results[BATCH_RECORDS_MAX:]
+        results = [self._results.popleft() for _ in range(min(BATCH_RECORDS_MAX, len(self._results)))]
         room = BATCH_RECORDS_MAX - len(results)
-        missed, self._missed = self._missed[:room], self._missed[room:]
+        missed = [self._missed.popleft() for _ in range(min(room, len(self._missed)))]
         body = encode(Batch(self._stream_id, self._next_seq, results, missed))
         if not self._kept:
             self._ask_at_ms = now_ms + SILENCE_MS
@@ -186,6 +194,7 @@ class Outbox:
         self._acked_seq = max(self._acked_seq, seq)
         self._sent_seq = max(self._sent_seq, seq)
         if progress:
+            self._silence_ms = SILENCE_MS
             self._ask_at_ms = now_ms + SILENCE_MS
         while self._marks and self._marks[0][0] <= self._acked_seq:
             self.committed_mark = self._marks.popleft()[1]

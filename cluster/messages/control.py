@@ -9,11 +9,16 @@ snapshot.  The worker acknowledges cumulatively (``Ack``), ignores what it has s
 (``Resync``) at a gap.  All of them are idempotent.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from cluster.project import ProjectSpec
+
+# What a peer says is bounded where it is decoded, so that no number of its choosing reaches an index or a sum.
+PartitionIndex = Annotated[int, msgspec.Meta(ge=0, le=4_095)]
+ProjectNumber = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Slots = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
 
 # ---- shared parts -------------------------------------------------------------------------------------------------
 
@@ -27,7 +32,7 @@ class WaitingPoll(msgspec.Struct, array_like=True, frozen=True):
     ``doubtful``: an owner that died may have polled it already.
     """
 
-    project_id: int
+    project_id: ProjectNumber
     scheduled_at_ms: int
     trigger: TriggerName
     doubtful: bool = False
@@ -36,7 +41,7 @@ class WaitingPoll(msgspec.Struct, array_like=True, frozen=True):
 class BusyProject(msgspec.Struct, array_like=True, frozen=True):
     """A poll still in flight at the old owner: the new owner starts none for the project before it is settled."""
 
-    project_id: int
+    project_id: ProjectNumber
     until_ms: int
 
 
@@ -46,7 +51,7 @@ class Cut(msgspec.Struct, frozen=True):
     ``cut_ms`` None: the worker neither holds the partition nor remembers having held it.
     """
 
-    partition: int
+    partition: PartitionIndex
     epoch: int
     cut_ms: int | None
     waiting: list[WaitingPoll] = []
@@ -88,7 +93,7 @@ class PartitionGrant(msgspec.Struct, frozen=True):
 
 
 class HeldPartition(msgspec.Struct, array_like=True, frozen=True):
-    partition: int
+    partition: PartitionIndex
     epoch: int
 
 
@@ -107,7 +112,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     incarnation: str
     pid: int
     stream_id: str
-    slice: int  # the slice in force, 0 for a newcomer
+    slice: Slots  # the slice in force, 0 for a newcomer
     held: list[HeldPartition] = []
     released: list[Cut] = []  # the last cuts: a coordinator that was restarted may not know them
     draining: bool = False

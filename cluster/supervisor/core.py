@@ -47,7 +47,7 @@ SILENCE_AT_START_MS = 60_000  # it may wait for a predecessor's lock
 SLEPT_MS = 3_000  # turned later than this: the supervisor itself was suspended, which proves nothing about others
 WORKERS_MAX = 256
 STOP_WORKERS_MS = 20_000  # on top of the grace period
-STOP_WRITER_MS = 15_000
+STOP_WRITER_MS = 35_000  # it has a grace of its own, and says what it could not commit
 STOP_LAST_MS = 10_000
 STATUS_CONFIGURATION = (1, 2)  # of a role that said what is wrong and gave up
 # SIGTERM before a role has set its handler, which it does before anything else: there was nothing to finish yet.

@@ -1,5 +1,6 @@
 """The frame of a role's process: one per name, ends on a signal, with its supervisor, or of a bug; real processes."""
 
+import asyncio
 import fcntl
 import select
 import shutil
@@ -202,3 +203,22 @@ def test_the_lock_is_free_afterwards(directory):
     with (directory / "run" / "writer.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert not lock.closed
+
+
+async def test_only_what_a_connection_reports_is_not_fatal():
+    """Aborting a TLS connection while its bytes arrive is reported to the loop, and no bug of ours."""
+    loop = asyncio.get_running_loop()
+    error = RuntimeError("the handler is closed")
+    task = loop.create_task(asyncio.sleep(0))
+    await task
+    future = loop.create_future()
+    assert runtime._is_of_a_connection(
+        {"message": "Fatal error on SSL protocol", "exception": error, "protocol": object()}
+    )
+    assert runtime._is_of_a_connection(
+        {"message": "Fatal error on transport", "exception": error, "transport": object()}
+    )
+    assert runtime._is_of_a_connection({"message": "Future exception was never retrieved", "future": future})
+    assert not runtime._is_of_a_connection({"message": "Task exception was never retrieved", "future": task})
+    assert not runtime._is_of_a_connection({"message": "Exception in callback", "exception": error, "handle": object()})
+    assert not runtime._is_of_a_connection({"message": "taking a poll's outcome failed", "exception": error})

@@ -605,8 +605,8 @@ def memory_of(core: WorkerCore) -> set[tuple[int, int]]:
     """The ticks a worker has taken and the database does not have for certain."""
     outbox = core.outbox
     batches = [results.decode_to_writer(kept.body) for kept in outbox._kept]
-    rows = outbox._results + [row for batch in batches for row in batch.results]
-    ranges = outbox._missed + [entry for batch in batches for entry in batch.missed] + core.missed._closed
+    rows = list(outbox._results) + [row for batch in batches for row in batch.results]
+    ranges = list(outbox._missed) + [entry for batch in batches for entry in batch.missed] + core.missed._closed
     ticks = {(row.project_id, row.scheduled_at_ms) for row in rows}
     ticks |= {(project_id, flight.tick_ms) for project_id, flight in core.ticker.flights.items()}
     for entry in ranges:

@@ -302,7 +302,7 @@ def test_every_record_arrives_once_and_in_order(seed, length, lossy):
     to_writer, to_box = [], []
     now = 0
     added = 0
-    for step in range(length + 120):
+    for step in range(length + 240):
         settling = step >= length
         now += chance.randrange(1, 400)
         kind = chance.choice(["add", "timer", "timer", "deliver", "deliver", "commit", "mark", "restart", "lose"])
