@@ -556,7 +556,7 @@ def test_a_removal_is_confirmed_only_after_its_owner_acknowledged_it():
 
 
 def test_a_removal_of_what_nobody_knows_is_confirmed_when_its_owner_has_heard_so():
-    """It may have been dropped a moment ago, and its owner may still poll it: a repeated request must not say otherwise."""
+    """It may have been dropped a moment ago, and its owner may still poll it: asking again must not say otherwise."""
     stage = Stage(workers=2)
     stage.running()
     stage.remove(999_999, token=7)
