@@ -29,10 +29,6 @@ class Clock:
         self._newest_us = now_us
         return now_us
 
-    def wall_us(self, monotonic_s: float) -> int:
-        """The instant, in microseconds since the epoch, at which ``time.monotonic()`` was ``monotonic_s``."""
-        return int(monotonic_s * 1e6 + self._offset_ms * 1e3)
-
     def follow(self) -> None:
         """Move towards the system's wall clock; call it about once a second."""
         difference_ms = (time.time_ns() - time.monotonic_ns()) / 1e6 - self._offset_ms

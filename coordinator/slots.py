@@ -83,11 +83,6 @@ class SliceBook:
         entry = self._slices.get(name)
         return 0 if entry is None else entry.wanted
 
-    def waiting_for(self, name: str) -> bool:
-        """Has the worker been sent a smaller slice that it has not yet reached?"""
-        entry = self._slices.get(name)
-        return entry is not None and entry.sent is not None and entry.sent < entry.in_force
-
     def next_changes(self) -> dict[str, int]:
         """The slices to send now: every shrink at once, growth as far as free slots go.  Marks them as sent."""
         changes: dict[str, int] = {}

@@ -21,11 +21,6 @@ class Verdict(Enum):
     FOREIGN = "foreign"  # of another session, or from a replaced coordinator
 
 
-class Numbered(msgspec.Struct, frozen=True):
-    session: int
-    seq: int
-
-
 class CoordinatorLink:
     def __init__(self, now_ms: int) -> None:
         self.session = 0

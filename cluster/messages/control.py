@@ -291,8 +291,6 @@ class WriterHeartbeat(msgspec.Struct, tag="writer_heartbeat", frozen=True):
 
 # ---- supervisor <-> coordinator --------------------------------------------------------------------------------------
 
-ProcessRole = Literal["worker", "writer"]
-
 
 class ProcessAlive(msgspec.Struct, array_like=True, frozen=True):
     name: str

@@ -54,13 +54,6 @@ def test_it_agrees_with_the_wall_and_passes_with_the_monotonic_clock(fake_time, 
     assert clock.now_us() == pytest.approx(START_NS / 1e3 + 12_345_000, abs=1_000)
 
 
-def test_wall_us_translates_a_monotonic_instant(fake_time):
-    clock = Clock(jump=False)
-    then_s = fake_time.monotonic / 1e9
-    fake_time.pass_ms(500)
-    assert clock.wall_us(then_s) == pytest.approx(START_NS / 1e3, abs=1_000)
-
-
 def test_a_step_of_the_system_clock_alone_changes_nothing(fake_time):
     """Deadlines run on: only ``follow`` moves the clock."""
     clock = Clock(jump=True)
