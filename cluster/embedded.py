@@ -32,6 +32,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Self, TypedDict
+from urllib.parse import quote
 
 import psutil
 
@@ -172,7 +173,7 @@ class EmbeddedPostgres:
         return {"host": str(self.run), "port": self.port, "user": "postgres", "database": database}
 
     def dsn(self, database: str = "postgres") -> str:
-        return f"postgresql://postgres@/{database}?host={self.run}&port={self.port}"
+        return f"postgresql://postgres@/{database}?host={quote(str(self.run), safe='/')}&port={self.port}"
 
     def __enter__(self) -> Self:
         return self.start()

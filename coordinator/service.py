@@ -15,7 +15,6 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Protocol, assert_never
 
-import msgspec
 import zmq
 
 from cluster import database
@@ -23,7 +22,7 @@ from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
 from cluster.errors import ClusterError, ExitCode
-from cluster.messages import control
+from cluster.messages import UNDECODABLE, control
 from cluster.runtime import RoleContext
 from cluster.settings import Settings
 from cluster.sockets import bind_router, make_ipc_private, remove_ipc_path
@@ -245,7 +244,7 @@ class CoordinatorService:
         try:
             peer, body = frames
             message = control.decode_to_coordinator(body)
-        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        except UNDECODABLE as error:
             self._malformed += 1
             self._throttled.warning(f"a message on the control socket is not understood and ignored: {error}")
             return

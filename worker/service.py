@@ -12,14 +12,13 @@ import uuid
 from functools import partial
 from typing import Any
 
-import msgspec
 import psutil
 import zmq
 
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
-from cluster.messages import control, results
+from cluster.messages import UNDECODABLE, control, results
 from cluster.messages.results import PollResult
 from cluster.runtime import RoleContext
 from cluster.sockets import connect_dealer
@@ -197,7 +196,7 @@ class WorkerService:
     def _on_coordinator(self, frames: list[bytes]) -> None:
         try:
             message = control.decode_to_worker(frames[0] if len(frames) == 1 else b"")
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             self._reject("coordinator", error)
         else:
             self._driver.submit(CoordinatorSaid(message))
@@ -205,7 +204,7 @@ class WorkerService:
     def _on_writer(self, frames: list[bytes]) -> None:
         try:
             message = results.decode_from_writer(frames[0] if len(frames) == 1 else b"")
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             self._reject("writer", error)
         else:
             self._driver.submit(WriterSaid(message))

@@ -15,7 +15,6 @@ import os
 import uuid
 from typing import assert_never
 
-import msgspec
 import psutil
 import zmq
 
@@ -23,7 +22,7 @@ from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
 from cluster.errors import ClusterError, ExitCode
-from cluster.messages import control, results
+from cluster.messages import UNDECODABLE, control, results
 from cluster.runtime import RoleContext
 from cluster.sockets import bind_router, connect_dealer, make_ipc_private, remove_ipc_path
 from writer.core import WriterCore
@@ -239,7 +238,7 @@ class WriterService:
         peer, body = frames
         try:
             message = results.decode_to_writer(body)
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             self._malformed += 1
             return
         self._driver.submit(MessageReceived(peer, message, len(body)))
@@ -247,7 +246,7 @@ class WriterService:
     def _on_control(self, frames: list[bytes]) -> None:
         try:
             message = control.decode_to_worker(frames[-1])
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             self._malformed += 1
             return
         if isinstance(message, control.WhoAreYou):

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeAlias, get_args
 import msgspec
 
 from cluster.errors import InvalidInputError
+from cluster.messages import UNDECODABLE
 
 WORKERS_MAX = 256
 SLOTS_MAX = 100_000
@@ -96,7 +97,7 @@ def decode_request(body: bytes) -> AdminRequest:
     """Raises InvalidInputError with code malformed | unknown_type | invalid_request, whatever the bytes are."""
     try:
         fields = _decode_json(body) if is_json(body) else _decode_msgpack(body)
-    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise InvalidInputError(
             f'a request is one JSON or msgpack map, such as {{"type": "status"}}: {error}', code="malformed"
         ) from error
