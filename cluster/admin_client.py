@@ -38,7 +38,11 @@ class AdminClient:
 
     def request(self, message: dict[str, Any], timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, Any]:
         """The reply of type ``ok``.  An error reply is raised as ClusterError with its code."""
-        self._socket.send(orjson.dumps(message), flags=zmq.DONTWAIT)
+        try:
+            body = orjson.dumps(message)
+        except orjson.JSONEncodeError as error:
+            raise InvalidInputError(f"the request cannot be sent: {error}; an id has at most 19 digits") from error
+        self._socket.send(body, flags=zmq.DONTWAIT)
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
             if self._socket.poll(min(LOOK_EVERY_MS, max(1, int(left_s * 1_000)))):
