@@ -1,7 +1,8 @@
 """Speaks to a cluster's admin socket: one request, one reply.
 
-A cluster on this host is looked for by its lock first, so that "none is running" is said at once and with its own exit
-status instead of a time-out.  Nothing is retried: a request that changes something may have been carried out.
+A cluster on this host is looked for first, so that "none is running" is said at once and with its own exit status
+instead of a time-out: by its supervisor's lock, or, where roles run without one, by who listens on the admin socket.
+Nothing is retried: a request that changes something may have been carried out.
 """
 
 import time
@@ -55,9 +56,10 @@ class AdminClient:
         )
 
     def _require_running(self) -> None:
-        if self._is_local and find_holder(self._settings.run_dir) is None:
+        settings = self._settings
+        if self._is_local and find_holder(settings.run_dir) is None and not sockets.is_served(settings.admin):
             raise NotRunningError(
-                f"no cluster is running on {self._settings.data_dir}; start one with `cluster up`, or give --data-dir"
+                f"no cluster is running on {settings.data_dir}; start one with `cluster up`, or give --data-dir"
             )
 
 

@@ -145,6 +145,44 @@ OPTIONS: tuple[Option, ...] = (
         help="How long requests in flight may take at a stop.",
     ),
     Option(
+        name="wal_fsync",
+        field="wal_fsync",
+        kind="choice",
+        choices=("off", "interval", "batch"),
+        help="When results in the WAL are made safe against a power failure; batch: before each is sent.",
+    ),
+    Option(
+        name="wal_fsync_interval_ms",
+        field="wal_fsync_interval_ms",
+        kind="integer",
+        low=10,
+        high=60_000,
+        help="Milliseconds between two fsyncs with wal_fsync interval.",
+    ),
+    Option(
+        name="wal_limit",
+        field="wal_limit_bytes",
+        kind="size",
+        low=1 << 20,
+        high=1 << 40,
+        help="Bytes that the WAL of one worker may take.",
+    ),
+    Option(
+        name="wal_free_floor",
+        field="wal_free_floor_bytes",
+        kind="size",
+        low=0,
+        high=1 << 40,
+        help="Bytes of the disk that the WAL leaves free.",
+    ),
+    Option(
+        name="wal_full",
+        field="wal_full",
+        kind="choice",
+        choices=("stop", "drop_oldest"),
+        help="What happens when the WAL may not grow: polling stops, or its oldest results are given up.",
+    ),
+    Option(
         name="log_level",
         field="log_level",
         kind="choice",
@@ -175,6 +213,7 @@ _ROLE_VARIABLES = {
     "run_id": "CLUSTER_RUN_ID",
     "run_started_at_ms": "CLUSTER_RUN_STARTED_AT_MS",
     "supervised": "CLUSTER_SUPERVISED",
+    "replay": "CLUSTER_REPLAY",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -262,6 +301,7 @@ def from_environ(environ: Mapping[str, str] | None = None, *, role: str = "") ->
         run_id=environ.get(_ROLE_VARIABLES["run_id"], ""),
         run_started_at_ms=int(started),
         supervised=environ.get(_ROLE_VARIABLES["supervised"], "") == "1",
+        replay=environ.get(_ROLE_VARIABLES["replay"], "") == "1",
     )
 
 

@@ -8,8 +8,9 @@ Everything lives in one base directory::
     base/*.lock      flock()ed files: one serialises start and stop, one counts users
 
 Several processes may ``start()`` on one base: the first starts the server, the others attach, the last ``stop()``
-stops it.  The count is made of flock()s, so a process that was killed drops out of it by itself.  As root the server
-runs under another account, because PostgreSQL refuses root.
+stops it.  Roles, which connect by URL and start nothing, are counted too (``in_use``), so that nobody stops the server
+under those that a killed supervisor left behind.  The count is made of flock()s, so a process that was killed drops out
+of it by itself.  As root the server runs under another account, because PostgreSQL refuses root.
 
 It does not migrate, supervise or back anything up; a killed user leaves the server running for the next one to attach
 to, unless ``die_with_parent`` is set.  POSIX only.
@@ -32,7 +33,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Self, TypedDict
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import psutil
 
@@ -122,7 +123,7 @@ class EmbeddedPostgres:
                     if not self._listening():
                         self._spawn()
                     self._wait_ready()
-                    self._users = (self.base / "users.lock").open("a")
+                    self._users = self._users_file.open("a")
                     fcntl.flock(self._users, fcntl.LOCK_SH)
                     self._owner_pid = os.getpid()
         return self
@@ -152,6 +153,15 @@ class EmbeddedPostgres:
                 self._server = None
             _left_running[:] = [each for each in _left_running if each.poll() is None]
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Meanwhile, no ``stop()`` ends the server.  It is not started here."""
+        with contextlib.ExitStack() as stack:
+            with self._translated("use"):
+                users = stack.enter_context(self._users_file.open("a"))
+                fcntl.flock(users, fcntl.LOCK_SH)  # whoever has it alone has it for an instant
+            yield
+
     def running(self) -> bool:
         """Does the server take connections?"""
         return self._users is not None and self._listening()
@@ -180,6 +190,10 @@ class EmbeddedPostgres:
 
     def __exit__(self, *_exc: object) -> None:
         self.stop()
+
+    @property
+    def _users_file(self) -> Path:
+        return self.base / "users.lock"
 
     @property
     def run(self) -> Path:
@@ -437,6 +451,16 @@ class EmbeddedPostgres:
 def cluster_database(data_dir: Path) -> EmbeddedPostgres:
     """The server of the cluster on this data directory; whoever starts it, it runs with the same settings."""
     return EmbeddedPostgres(data_dir / "postgres", settings=CLUSTER_SETTINGS)
+
+
+@contextlib.contextmanager
+def server_in_use(data_dir: Path, database_url: str | None) -> Iterator[None]:
+    """For a role: count as a user of the data directory's own server, if the URL leads there."""
+    server = cluster_database(data_dir)
+    with contextlib.ExitStack() as stack:
+        if parse_qs(urlsplit(database_url or "").query).get("host") == [str(server.run)]:
+            stack.enter_context(server.in_use())
+        yield
 
 
 def _environment() -> dict[str, str]:

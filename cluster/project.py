@@ -20,6 +20,7 @@ from cluster.ticks import UNIT_MS
 
 Unit = Literal["seconds", "minutes", "hours"]
 
+ID_MAX = 1 << 62  # that people may choose; ids given out by the table follow the largest one, so it has a limit above
 NAME_CHARS_MAX = 200
 URL_CHARS_MAX = 4_096
 BODY_CHARS_MAX = 65_536
@@ -27,15 +28,18 @@ HEADERS_MAX = 100
 HEADERS_CHARS_MAX = 65_536  # all names and values of a project
 INTERVAL_S_MAX = 365 * 86_400
 TIMEOUT_MS_MAX = 600_000
+SWITCHING_PROTOCOLS = "101"  # the one informational status that ends an exchange
 
 _METHOD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_CONNECTION_WORDS = frozenset({"close", "keep-alive", "upgrade"})
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _CONTROL_BUT_TAB = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _URL_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\u3000]")
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_HOST = re.compile(r"(?=.{1,254}$)(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*(?<!-)\.?")
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%25[A-Za-z0-9._~-]{1,16})?")
+_IPV6_GROUP = re.compile(r"[0-9A-Fa-f]{1,4}")
 _STATUS_PART = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
 _INTERVAL = re.compile(r"([0-9]{1,9})\s*(s|m|h|d|seconds?|minutes?|hours?|days?)?")
 _INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
@@ -152,7 +156,7 @@ def validate(fields: ProjectFields) -> ProjectFields:
         fields,
         url=_valid_url(fields.url),
         method=_valid_method(fields.method),
-        headers=_valid_headers(fields.headers),
+        headers=_valid_headers(fields.headers, fields.body),
         expected_status=_valid_expected_status(fields.expected_status),
     )
 
@@ -232,11 +236,13 @@ def _valid_url(url: str) -> str:
 def _ascii_url(url: str, netloc: str, host: str) -> str:
     """The URL with a host in ASCII and what isn't ASCII percent-encoded; everything else stays as written."""
     if netloc.rpartition("@")[2].startswith("["):
-        if not _IPV6.fullmatch(host):
+        if not _IPV6.fullmatch(host) or not _is_ipv6(host.partition("%")[0]):
             raise InvalidInputError(f"url: {_shown(host)} is not an IPv6 address")
     elif host.isascii():
         if not _HOST.fullmatch(host):
             raise InvalidInputError(f"url: {_shown(host)} is not a host name")
+        if host.replace(".", "").isdigit() and not _is_ipv4(host):
+            raise InvalidInputError(f"url: {_shown(host)} is not an IPv4 address")
     else:
         try:
             encoded = host.encode("idna").decode("ascii")
@@ -249,13 +255,34 @@ def _ascii_url(url: str, netloc: str, host: str) -> str:
     return url if url.isascii() else "".join(c if c.isascii() else quote(c, safe="") for c in url)
 
 
+def _is_ipv4(host: str) -> bool:
+    """Numbers with dots: also in the short forms that name lookup takes, such as 127.1."""
+    *first, last = (int(part) if part.isdigit() else -1 for part in host.split("."))
+    return len(first) <= 3 and all(0 <= part <= 255 for part in first) and 0 <= last < 256 ** (4 - len(first))
+
+
+def _is_ipv6(address: str) -> bool:
+    """Eight groups, one run of zeros left out perhaps, the last two perhaps as an IPv4 address (RFC 4291, 2.2)."""
+    before, gap, after = address.partition("::")
+    groups = [group for part in (before, after) if part for group in part.split(":")]
+    size = len(groups)
+    if groups and "." in groups[-1]:
+        last = groups.pop()
+        if not address.endswith(last) or last.count(".") != 3 or not _is_ipv4(last):
+            return False
+        size += 1
+    return all(_IPV6_GROUP.fullmatch(group) for group in groups) and (size <= 7 if gap else size == 8)
+
+
 def _valid_method(method: str) -> str:
     if not _METHOD.fullmatch(method):
         raise InvalidInputError(f"method: must be a token of at most 32 characters such as GET, not {_shown(method)}")
+    if method.upper() == "CONNECT":
+        raise InvalidInputError("method: CONNECT asks for a tunnel, and there is nothing in one to poll")
     return method.upper() if method.upper() in _METHODS else method
 
 
-def _valid_headers(headers: Mapping[Any, Any] | None) -> dict[str, str] | None:
+def _valid_headers(headers: Mapping[Any, Any] | None, body: str | None) -> dict[str, str] | None:
     if not headers:
         return None
     if len(headers) > HEADERS_MAX:
@@ -272,11 +299,31 @@ def _valid_headers(headers: Mapping[Any, Any] | None) -> dict[str, str] | None:
         if name.lower() in seen:
             raise InvalidInputError(f"headers: {name!r} is given twice")
         _expect_unicode("headers", value)
+        _expect_framing(name, value, body)
         seen.add(name.lower())
         size += len(name) + len(value)
     if size > HEADERS_CHARS_MAX:
         raise InvalidInputError(f"headers: must be at most {HEADERS_CHARS_MAX} characters in all, not {size}")
     return dict(headers)
+
+
+def _expect_framing(name: str, value: str, body: str | None) -> None:
+    """Where the request ends is for the prober to say, in the one way that every server understands."""
+    match name.lower():
+        case "transfer-encoding":
+            raise InvalidInputError(f"headers: {name} can't be given: a body is sent with its length")
+        case "content-length":
+            size = len((body or "").encode())
+            if value.strip() != str(size):
+                raise InvalidInputError(
+                    f"headers: {name} is {_shown(value)} and the body has {size} bytes; leave it out, it is added"
+                )
+        case "connection":
+            words = {word.strip().lower() for word in value.split(",")}
+            if not words <= _CONNECTION_WORDS:
+                raise InvalidInputError(
+                    f"headers: {name} must be {', '.join(sorted(_CONNECTION_WORDS))}, not {_shown(value)}"
+                )
 
 
 def _valid_expected_status(written: str) -> str:
@@ -286,7 +333,12 @@ def _valid_expected_status(written: str) -> str:
         found = _STATUS_PART.fullmatch(compact)
         if not found or (found[3] and found[3] < found[2]):
             raise InvalidInputError(
-                f"expected_status: must be like 200, 2xx or 200-299,301 (statuses 100 to 599), not {_shown(written)}"
+                f"expected_status: must be like 200, 2xx or 200-299,301 (statuses 200 to 599), not {_shown(written)}"
+            )
+        if compact.startswith("1") and compact != SWITCHING_PROTOCOLS:
+            raise InvalidInputError(
+                f"expected_status: {compact} can't be met: informational answers are followed by another one "
+                f"({SWITCHING_PROTOCOLS} aside)"
             )
         parts.append(compact)
     return ",".join(parts)

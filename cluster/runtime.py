@@ -6,7 +6,8 @@
   the exit status.
 - A supervised role also stops when its supervisor is gone: its standard input, a pipe, reaches end of file.
 - An exception nobody handled in a callback ends the process with status 70 after logging it; the supervisor restarts.
-- ``run/NAME.lock`` is flock()ed, so two processes never act under one name on one data directory.
+- ``run/NAME.lock`` is flock()ed, so two processes never act under one name on one data directory; an embedded database
+  of that directory is not stopped as long as a role runs on it.
 
 It knows nothing of what the roles do.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 import uvloop
 
 from cluster import config, logs
+from cluster.embedded import server_in_use
 from cluster.errors import ClusterError, ExitCode
 from cluster.settings import Settings
 
@@ -34,7 +36,10 @@ from cluster.settings import Settings
 GC_THRESHOLD = (50_000, 20, 100)
 EXIT_BUG = 70  # EX_SOFTWARE
 DESCRIPTORS_WANTED = 1 << 20
-LOCK_WAIT_S = 40.0  # an orphan of the same name may take its grace period to finish
+# Beyond the two grace periods an orphaned writer may take, that of the workers' polls and its own: for last batches,
+# and to close everything.
+ORPHAN_EXTRA_S = 40.0
+LOCK_POLL_S = 0.05
 
 logger = logging.getLogger("cluster.runtime")
 
@@ -77,7 +82,7 @@ def role_process(role: str, main: RoleMain) -> int:
 def run_role(settings: Settings, main: RoleMain) -> int:
     """Run a role to its end and return the exit status of the process."""
     try:
-        with role_lock(settings.run_dir, settings.name):
+        with role_locks(settings):
             return uvloop.run(_run(settings, main))
     except ClusterError as error:
         logger.error("%s", error)  # noqa: TRY400 - a person's error, not a traceback
@@ -148,12 +153,27 @@ def _watch_parent(loop: asyncio.AbstractEventLoop, context: RoleContext) -> None
     loop.add_reader(fd, on_readable)
 
 
+def orphans_end_within_s(grace_s: float) -> float:
+    """How long roles may go on whose supervisor is gone."""
+    return 2 * grace_s + ORPHAN_EXTRA_S
+
+
 @contextlib.contextmanager
-def role_lock(run_dir: Path, name: str) -> Iterator[None]:
-    """Hold ``run/NAME.lock``; raises ClusterError when another process keeps holding it."""
+def role_locks(settings: Settings) -> Iterator[None]:
+    """All that a running role holds; raises ClusterError when another one of its name does not end in time."""
+    with (
+        server_in_use(settings.data_dir, settings.database_url),
+        role_lock(settings.run_dir, settings.name, wait_s=orphans_end_within_s(settings.grace_s)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def role_lock(run_dir: Path, name: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold ``run/NAME.lock``; raises ClusterError when another process still holds it after ``wait_s``."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = run_dir / f"{name}.lock"
-    deadline = time.monotonic() + LOCK_WAIT_S
+    deadline = time.monotonic() + wait_s
     with path.open("a") as lock:
         while True:
             try:
@@ -165,8 +185,18 @@ def role_lock(run_dir: Path, name: str) -> Iterator[None]:
                         f"another {name} is still running on {run_dir.parent} ({path} is locked); end it first",
                         code="already_running",
                     ) from None
-                time.sleep(0.05)
+                time.sleep(LOCK_POLL_S)
         yield
 
 
-__all__ = ["EXIT_BUG", "ExitCode", "RoleContext", "RoleMain", "role_lock", "role_process", "run_role"]
+__all__ = [
+    "EXIT_BUG",
+    "ExitCode",
+    "RoleContext",
+    "RoleMain",
+    "orphans_end_within_s",
+    "role_lock",
+    "role_locks",
+    "role_process",
+    "run_role",
+]

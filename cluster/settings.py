@@ -21,6 +21,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reload_interval_s: int = 300
     body_limit_bytes: int = 1 << 20
     grace_s: int = 30  # how long in-flight requests may take at a stop
+    wal_fsync: str = "interval"  # off | interval | batch
+    wal_fsync_interval_ms: int = 200
+    wal_limit_bytes: int = 4 << 30  # of one worker
+    wal_free_floor_bytes: int = 256 << 20  # of the disk
+    wal_full: str = "stop"  # stop | drop_oldest
     log_level: str = "info"  # debug | info | warning | error
     log_format: str = "auto"  # auto | human | json
     control_endpoint: str = ""  # default ipc://DATA_DIR/run/control.sock
@@ -32,10 +37,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str = ""  # identifies one `cluster up`; totals in /status count from it
     run_started_at_ms: int = 0
     supervised: bool = False
+    replay: bool = False  # a worker that only delivers what is in the WAL, and ends
 
     @property
     def run_dir(self) -> Path:
         return self.data_dir / "run"
+
+    @property
+    def wal_dir(self) -> Path:
+        return self.data_dir / "wal"
 
     @property
     def control(self) -> str:

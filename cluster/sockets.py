@@ -6,6 +6,7 @@ comes from the hello message), one body frame per message, sends that never bloc
 
 import contextlib
 import os
+import socket as system_socket
 from pathlib import Path
 
 import zmq
@@ -13,13 +14,15 @@ import zmq
 from cluster.errors import ClusterError
 
 MESSAGE_BYTES_MAX = 8 << 20  # a peer that sends more is disconnected by ZeroMQ
-ADMIN_MESSAGE_BYTES_MAX = 1 << 20
+ADMIN_REQUEST_BYTES_MAX = 1 << 20  # a larger one is refused in words
+ADMIN_MESSAGE_BYTES_MAX = 4 * ADMIN_REQUEST_BYTES_MAX  # ... and one larger than this as above
 QUEUE_MESSAGES_MAX = 4_096  # per peer and direction
 HEARTBEAT_MS = 1_000
 HEARTBEAT_TIMEOUT_MS = 10_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
 BACKLOG = 1_024
+SERVED_TIMEOUT_S = 1.0
 IPC_PATH_MAX = 103  # sun_path is 108 bytes on Linux, 104 on macOS
 
 
@@ -68,6 +71,25 @@ def check_endpoint(endpoint: str) -> None:
             f"the socket path {path} is longer than {IPC_PATH_MAX} bytes; choose a shorter --data-dir",
             code="path_too_long",
         )
+
+
+def is_served(endpoint: str) -> bool:
+    """Does anybody listen at this ipc endpoint?  Raises ClusterError when that isn't ours to know."""
+    path = endpoint.removeprefix("ipc://")
+    with system_socket.socket(system_socket.AF_UNIX) as client:
+        client.settimeout(SERVED_TIMEOUT_S)
+        try:
+            client.connect(path)
+        except PermissionError as error:
+            raise ClusterError(
+                f"cannot look at {path}: {error.strerror}; run this as the user that started the cluster",
+                code="data_dir",
+            ) from error
+        except BlockingIOError:  # a full backlog: somebody who doesn't keep up
+            return True
+        except OSError:  # nobody, or no path that anybody could listen at
+            return False
+        return True
 
 
 def remove_ipc_path(endpoint: str) -> None:

@@ -3,6 +3,8 @@
 - A reply goes out in the envelope the request came in (REQ's with its empty frame, DEALER's without), in its encoding.
 - At most ``REQUESTS_MAX`` are in progress; one more is answered ``busy``.
 - Each is answered within ``ANSWER_S`` (a reload of everything, which may take longer, within ``RELOAD_ANSWER_S``).
+- Before there is a core to ask (``open``) a request waits for ``STARTING_S``, then the answer is ``starting``.
+- A request larger than ``ADMIN_REQUEST_BYTES_MAX`` is refused in words, up to what the socket takes at all.
 - Nothing that arrives ends in an exception: it is answered with an error or, where nobody can be answered, counted.
 
 What a request means to projects is ``ProjectRequests``' part, what it means to workers the core's.
@@ -31,12 +33,14 @@ from cluster.messages.admin import (
     is_json,
 )
 from cluster.project import ProjectFields, project_from_map
+from cluster.sockets import ADMIN_REQUEST_BYTES_MAX
 from coordinator.events import DrainRequested, Event, ScaleRequested, View
 from coordinator.project_rows import DATABASE_AWAY, Applied
 from coordinator.throttle import ThrottledLog
 
 REQUESTS_MAX = 256
 ANSWER_S = 10.0
+STARTING_S = 3.0
 RELOAD_ANSWER_S = 110.0
 CONFIRM_S = 5.0
 PURGE_ANSWER_S = 8.0  # a purge that takes longer goes on after the reply
@@ -69,12 +73,16 @@ class AdminDesk:
         view: Callable[[], View],
         status: Callable[[], dict[str, Any]],
         database_url: str,
+        *,
+        supervised: bool,
     ) -> None:
         self._projects = projects
         self._submit = submit
         self._view = view
         self._status = status
         self._database_url = database_url
+        self._supervised = supervised
+        self._opened = asyncio.Event()
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges: set[asyncio.Task[None]] = set()
@@ -87,6 +95,10 @@ class AdminDesk:
 
     def attach(self, channel: Channel) -> None:
         self._channel = channel
+
+    def open(self) -> None:
+        """From now on events and views have a core behind them."""
+        self._opened.set()
 
     async def close(self) -> None:
         """Requests in progress get no answer any more."""
@@ -111,6 +123,10 @@ class AdminDesk:
             self._refuse(envelope[:FRAMES_MAX], ErrorReply("malformed", "a request is exactly one frame"), as_json=True)
             return
         as_json = is_json(body[0])
+        if sum(map(len, frames[1:])) > ADMIN_REQUEST_BYTES_MAX:
+            reply = ErrorReply("invalid_request", f"the request is larger than {ADMIN_REQUEST_BYTES_MAX} bytes")
+            self._refuse(envelope, reply, as_json=as_json)
+            return
         if len(self._tasks) >= REQUESTS_MAX:
             reply = ErrorReply("busy", f"{REQUESTS_MAX} requests are in progress; try again")
             self._refuse(envelope, reply, as_json=as_json)
@@ -133,6 +149,7 @@ class AdminDesk:
         limit_s = RELOAD_ANSWER_S if isinstance(request, ReloadProjects) else ANSWER_S
         try:
             async with asyncio.timeout(limit_s):
+                await self._until_opened()
                 reply = await self._perform(request)
         except TimeoutError:
             text = f"not done within {limit_s:g} s; it may still take effect, see `cluster status` and the log"
@@ -142,6 +159,16 @@ class AdminDesk:
         else:
             self.requests_ok += 1
             self._send(envelope, {"type": "ok", **reply}, as_json=as_json)
+
+    async def _until_opened(self) -> None:
+        try:
+            async with asyncio.timeout(STARTING_S):
+                await self._opened.wait()
+        except TimeoutError:
+            raise ClusterError(
+                "the coordinator is starting and waits for what the database remembers; nothing was changed, try again",
+                code="starting",
+            ) from None
 
     def _refuse(self, envelope: list[bytes], reply: ErrorReply, *, as_json: bool) -> None:
         self.requests_refused += 1
@@ -171,6 +198,12 @@ class AdminDesk:
                     "removed": len(applied.removed),
                 }
             case ScaleCluster(workers, max_concurrent_http):
+                if workers is not None and not self._supervised:
+                    raise ClusterError(
+                        "the roles run without a supervisor, so nobody here can start or end worker processes; start "
+                        "another one with `cluster worker --name NAME`, end one with SIGTERM",
+                        code="no_supervisor",
+                    )
                 self._submit(ScaleRequested(workers, max_concurrent_http))
                 view = self._view()
                 return {"workers": view.workers_wanted, "max_concurrent_http": view.max_concurrent_http}

@@ -225,10 +225,26 @@ class CoordinatorCore:
         state = self.census.durable()
         state.run_id = self._run_id
         state.epoch = self.state.epoch
-        state.marks = self.ownership.marks()
+        state.marks = self._durable_marks()
         state.worker_names = list(self.state.names)
         state.max_concurrent_http = self.slices.total
         return state
+
+    def _durable_marks(self) -> list[int | None]:
+        """Where owners would go on if everybody died now: before what is still owed for a partition, too."""
+        marks = self.ownership.marks()
+        owed: dict[int, int] = {}  # partition -> the first instant that is
+        for since in (self._teller.unspoken_since(), self._teller.claimed_since()):
+            for index, begun_ms in since.items():
+                owed[index] = min(owed.get(index, begun_ms), begun_ms)
+        for member in self.members.values():
+            for index, debt in member.debts.items():
+                begun_ms = 0 if debt.after_ms is None else debt.after_ms + 1
+                owed[index] = min(owed.get(index, begun_ms), begun_ms)
+        for index, begun_ms in owed.items():
+            mark_ms = marks[index]
+            marks[index] = begun_ms - 1 if mark_ms is None else min(mark_ms, begun_ms - 1)
+        return marks
 
     def project_ids(self) -> set[int]:
         return self.catalog.ids()
@@ -244,6 +260,7 @@ class CoordinatorCore:
                 lowest = min(lowest, partition.mark_ms + 1)
             elif self.catalog.size(index):
                 return None
+        lowest = min([lowest, *self._teller.unspoken_since().values()])
         for member in self.members.values():
             if member.oldest_ms is not None:
                 lowest = min(lowest, member.oldest_ms)
@@ -290,7 +307,7 @@ class CoordinatorCore:
                 for cut in cuts:
                     mark_ms = self.ownership.partitions[cut.partition].mark_ms
                     if self.ownership.released(cut, member.name, same_session=same_session):
-                        member.released(cut, mark_ms, now_ms)
+                        member.released(cut, self._teller.given_up(cut.partition, mark_ms), now_ms)
                         self._teller.revoking.discard(cut.partition)
                         self._placement.offer(cut.partition)
                 return effects + self._teller.pump_all(now_ms) + self._placement.retire_if_empty(member)
@@ -322,6 +339,7 @@ class CoordinatorCore:
                 member.debts.clear()
                 if member.link is not None:
                     self.ownership.committed(member.name, member.link.acked_seq, committed_at_ms, {})
+                    self._teller.uncovered.covered(member.incarnation, member.link.session, member.link.acked_seq)
                 if member.supervised:
                     return []  # its exit is reported
                 del self.members[member.name]
@@ -337,6 +355,7 @@ class CoordinatorCore:
             member.state = "running"
         if member.link is not None and beat.session == member.link.session:
             self.ownership.committed(member.name, beat.seq, beat.committed_at_ms, beat.lagging)
+            self._teller.uncovered.covered(member.incarnation, beat.session, beat.seq)
         return self._placement.retire_if_empty(member)
 
     def _on_ack(self, member: Member, session: int, seq: int, now_ms: int) -> list[Effect]:
@@ -457,6 +476,7 @@ class CoordinatorCore:
         member.oldest_ms = None
         lost = [] if self.state.phase == "stopping" else self.ownership.lost(member.name)
         self._teller.revoking.difference_update(lost)
+        self._teller.lost(lost, member.incarnation)
         self._placement.dirty = True
         effects = self._teller.confirm(tokens)
         effects += self._teller.settle_debts(member.debts, member.handed_busy, now_ms)

@@ -2,6 +2,8 @@
 
 Answers are JSON but for /healthz and /metrics.  What isn't understood is answered with ``{"type": "error", ...}`` and
 doesn't reach the log with a traceback; heads and bodies are bounded.  It reads the cluster and changes nothing.
+
+Totals never go back: while the coordinator has no core yet to ask for them, /status and /metrics are 503.
 """
 
 import errno
@@ -24,6 +26,7 @@ BODY_BYTES_MAX = 64 << 10
 LINE_BYTES_MAX = 8_190
 KEEP_ALIVE_S = 30.0
 CLOSE_S = 1.0
+RETRY_AFTER_S = 1
 
 logger = logging.getLogger("coordinator.http")
 
@@ -33,8 +36,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class StatusServer:
     """``start`` binds the address, or raises ClusterError."""
 
-    def __init__(self, address: str, view: Callable[[], View], counts: Callable[[], ShellCounts]) -> None:
+    def __init__(
+        self,
+        address: str,
+        view: Callable[[], View],
+        counts: Callable[[], ShellCounts],
+        *,
+        started: Callable[[], bool],
+    ) -> None:
         self._address = address
+        self._started = started
         self._view = view
         self._counts = counts
         self._registry = CollectorRegistry()
@@ -90,6 +101,8 @@ class StatusServer:
         return to_json({"name": "ringpoll", "version": cluster.__version__, "endpoints": endpoints})
 
     async def _status(self, _request: web.Request) -> web.Response:
+        if not self._started():
+            return _starting()
         return to_json(document(self._view(), self._counts()))
 
     async def _healthz(self, _request: web.Request) -> web.Response:
@@ -100,6 +113,8 @@ class StatusServer:
         return to_json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        if not self._started():
+            return _starting()
         encode, content_type = choose_encoder(",".join(request.headers.getall("Accept", [])))
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
@@ -111,6 +126,13 @@ def to_json(content: Any, status: int = 200) -> web.Response:
         content_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
+
+
+def _starting() -> web.Response:
+    text = "the coordinator is starting and does not know its totals yet; try again"
+    response = to_json({"type": "error", "code": "starting", "message": text}, 503)
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 @web.middleware

@@ -12,6 +12,8 @@ A *mark* is what survives an owner: every tick <= it is in the database.  A *cut
 care of by an owner that still lives.
 """
 
+from collections import defaultdict
+
 import msgspec
 
 from cluster.messages.control import BusyProject, Cut, ResumeReason, WaitingPoll
@@ -43,9 +45,18 @@ class Ownership:
             Partition(mark_ms=mark, resume=Resume(mark, cold_reason)) for mark in (marks or [None] * PARTITIONS)
         ]
         assert len(self.partitions) == PARTITIONS
+        self._owned: defaultdict[str, set[int]] = defaultdict(set)  # by owner
 
     def owned_by(self, worker: str) -> list[int]:
-        return [index for index, partition in enumerate(self.partitions) if partition.owner == worker]
+        return sorted(self._owned[worker]) if worker in self._owned else []
+
+    def _give(self, index: int, worker: str | None) -> None:
+        partition = self.partitions[index]
+        if partition.owner is not None:
+            self._owned[partition.owner].discard(index)
+        if worker is not None:
+            self._owned[worker].add(index)
+        partition.owner = worker
 
     def owners(self) -> list[str | None]:
         return [partition.owner for partition in self.partitions]
@@ -58,7 +69,7 @@ class Ownership:
         return all(partition.resume is None for partition in self.partitions)
 
     def assigned(self) -> int:
-        return sum(partition.owner is not None for partition in self.partitions)
+        return sum(len(indices) for indices in self._owned.values())
 
     def adopt(self, index: int, worker: str, epoch: int) -> bool:
         """A worker says that it holds a partition.  The newest grant wins; False when it is not this one."""
@@ -67,7 +78,7 @@ class Ownership:
             return False
         if partition.owner != worker:
             partition.base = None
-        partition.owner = worker
+        self._give(index, worker)
         partition.epoch = epoch
         partition.resume = None
         partition.revoked_at_ms = None
@@ -78,7 +89,7 @@ class Ownership:
     def granted(self, index: int, worker: str, epoch: int, seq: int) -> None:
         partition = self.partitions[index]
         assert partition.owner in (None, worker), f"partition {index} is owned by {partition.owner}"
-        partition.owner = worker
+        self._give(index, worker)
         partition.epoch = epoch
         partition.granted_seq = seq
         partition.revoked_at_ms = None
@@ -102,7 +113,7 @@ class Ownership:
         exact = cut.cut_ms is not None and (cut.epoch == partition.epoch or (not_granted and cut.fresh))
         if partition.owner != worker or not (exact or not_granted):
             return False
-        partition.owner = None
+        self._give(cut.partition, None)
         partition.granted_seq = 0
         partition.revoked_at_ms = None
         partition.revoke_sent = False
@@ -147,7 +158,7 @@ class Ownership:
         indices = self.owned_by(worker)
         for index in indices:
             partition = self.partitions[index]
-            partition.owner = None
+            self._give(index, None)
             partition.granted_seq = 0
             partition.revoked_at_ms = None
             partition.revoke_sent = False
@@ -156,17 +167,19 @@ class Ownership:
 
     def session_opened(self, worker: str) -> None:
         """Every grant of this worker has to be sent again; a revoke under way is part of the snapshot now."""
-        for partition in self.partitions:
-            if partition.owner == worker:
-                partition.granted_seq = 0
+        for index in self._owned.get(worker, ()):
+            self.partitions[index].granted_seq = 0
 
     def committed(self, worker: str, seq: int, at_ms: int, lagging: dict[int, int]) -> None:
         """A heartbeat made after the deltas up to ``seq`` were applied."""
-        for index, partition in enumerate(self.partitions):
+        for index in self._owned.get(worker, ()):
+            partition = self.partitions[index]
             speaks = partition.revoked_at_ms is None  # else it may have given it up, and not speak of it any more
-            if speaks and partition.owner == worker and 0 < partition.granted_seq <= seq:
-                mark = lagging[index] - 1 if index in lagging else at_ms
-                if partition.mark_ms is None or mark > partition.mark_ms:
+            if speaks and 0 < partition.granted_seq <= seq:
+                late_ms = lagging.get(index)
+                mark = at_ms if late_ms is None else late_ms - 1
+                # It goes back for a tick of a project that its owner heard of after the mark was made.
+                if partition.mark_ms is None or mark > partition.mark_ms or late_ms is not None:
                     partition.mark_ms = mark
                 base = partition.base
                 if base is not None and partition.mark_ms >= (base.after_ms or 0):
@@ -184,7 +197,8 @@ def _after_loss(partition: Partition) -> Resume:
         return Resume(partition.mark_ms, "handover")
     done_ms = -1 if partition.mark_ms is None else partition.mark_ms
     waiting = _in_doubt(start.waiting, done_ms)
-    return Resume(max(start.after_ms or 0, done_ms) if start.after_ms is not None else None, start.reason, waiting)
+    # Nobody had polled it before that owner (None); the owner may have, so the newest tick is polled now.
+    return Resume(max(start.after_ms or 0, done_ms), start.reason, waiting)
 
 
 def _in_doubt(waiting: list[WaitingPoll], done_ms: int) -> list[WaitingPoll]:

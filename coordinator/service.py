@@ -4,7 +4,7 @@
 - Effects are performed at once and in order; an epoch is on disk before anything that carries it is sent.
 - Each second: the clock follows the system's, the state is saved.
 - A coordinator that has lost its state file assigns nothing before the database has told it how far it was: until then
-  it only tells the supervisor that it lives.
+  it only tells the supervisor that it lives, and says to everybody else that it is starting.
 
 It decides nothing about workers (see core.py) and knows no SQL (see projects.py).
 """
@@ -125,8 +125,9 @@ class CoordinatorService:
             self.view,
             lambda: document(self.view(), self.counts()),
             settings.database_url,
+            supervised=settings.supervised,
         )
-        self.server = StatusServer(settings.http, self.view, self.counts)
+        self.server = StatusServer(settings.http, self.view, self.counts, started=lambda: self._core is not None)
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -157,6 +158,9 @@ class CoordinatorService:
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
         make_ipc_private(settings.control)
+        self._admin = Channel(bind_router(self._zmq, settings.admin, admin=True), self._desk.on_frames)
+        make_ipc_private(settings.admin)
+        self._desk.attach(self._admin)
         restored = self._state.load()
         memory = await self._until_stopped(self._source.remember(wait=restored is None))
         if self._context.stopping.is_set():
@@ -172,9 +176,7 @@ class CoordinatorService:
         )
         self._driver = Driver(self._core, self._clock, self._perform)
         self._driver.start()
-        self._admin = Channel(bind_router(self._zmq, settings.admin, admin=True), self._desk.on_frames)
-        make_ipc_private(settings.admin)
-        self._desk.attach(self._admin)
+        self._desk.open()
         self._begin(self._source.run())
         self._begin(self._each_second())
 

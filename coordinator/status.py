@@ -120,6 +120,10 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
         "loop_lag_ms": round(stats.loop_lag_ms, 3),
         "unacked_results": stats.unacked_results,
         "wal_bytes": stats.wal_bytes,
+        "wal_state": stats.wal_state,
+        "wal_damaged": stats.wal_damaged,
+        "wal_dropped": stats.wal_dropped,
+        "wal_sync_failures": stats.wal_sync_failures,
         "rss_bytes": stats.rss_bytes,
     }
 
@@ -136,6 +140,9 @@ def not_ready(view: View) -> list[str]:
         reasons.append("the cluster is being stopped")
     if not view.database_up:
         reasons.append("the database does not answer")
+    blocked = sum(worker.stats.wal_state != "ok" for worker in view.workers)
+    if blocked:
+        reasons.append(f"{blocked} of {len(view.workers)} workers cannot write their WAL")
     if view.writer_state == "restarting":
         reasons.append("the writer is not connected")
     elif view.writer_state == "waiting_for_database":
@@ -243,8 +250,14 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
     ("ringpoll_worker_queue_depth", "Due polls that wait for a slot.", lambda w: w.stats.queue_depth),
     ("ringpoll_worker_loop_lag_seconds", "Longest stall of the polling loop.", lambda w: w.stats.loop_lag_ms / 1000),
     ("ringpoll_worker_unacked_results", "Results that are not committed yet.", lambda w: w.stats.unacked_results),
-    ("ringpoll_worker_wal_bytes", "Results waiting on disk.", lambda w: w.stats.wal_bytes),
+    ("ringpoll_worker_wal_bytes", "In the WAL and not acknowledged.", lambda w: w.stats.wal_bytes),
     ("ringpoll_worker_resident_memory_bytes", "Resident memory.", lambda w: w.stats.rss_bytes),
+)
+
+_WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
+    ("ringpoll_worker_wal_damaged", "Ranges of the WAL that could not be read.", lambda w: w.stats.wal_damaged),
+    ("ringpoll_worker_wal_dropped_results", "Results given up: the WAL was full.", lambda w: w.stats.wal_dropped),
+    ("ringpoll_worker_wal_sync_failures", "Failed fsyncs of the WAL.", lambda w: w.stats.wal_sync_failures),
 )
 
 
@@ -254,6 +267,16 @@ def _worker_metrics(workers: list[WorkerView]) -> Iterator[Metric]:
         for worker in workers:
             gauge.add_metric([worker.name], read(worker))
         yield gauge
+    for name, text, read in _WORKER_COUNTERS:
+        counter = CounterMetricFamily(name, text, labels=["worker"])
+        for worker in workers:
+            counter.add_metric([worker.name], read(worker))
+        yield counter
+    states = GaugeMetricFamily("ringpoll_worker_wal_state", "1 for the WAL's state.", labels=["worker", "state"])
+    for worker in workers:
+        for state in ("ok", "full", "failing"):
+            states.add_metric([worker.name, state], float(worker.stats.wal_state == state))
+    yield states
 
 
 def _writer_metrics(view: View) -> Iterator[Metric]:

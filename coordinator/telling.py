@@ -29,6 +29,7 @@ from coordinator.link import Unacked, WorkerLink
 from coordinator.member import BYTES_PER_MESSAGE, ENDED_PER_MESSAGE, Debt, Member, Note
 from coordinator.ownership import Resume
 from coordinator.state import ClusterState
+from coordinator.uncovered import Hearing, UncoveredProjects
 
 PARTITIONS_PER_GRANT = 512
 SESSIONS_PER_EPOCH = 1_000_000
@@ -70,6 +71,7 @@ class Teller:
         self.revoking: set[int] = set()  # partitions whose owner has been, or is to be, told to give them up
         # New and changed projects that no owner has acknowledged, by partition: id -> its immediate poll is wanted.
         self._unseen: defaultdict[int, dict[int, bool]] = defaultdict(dict)
+        self.uncovered = UncoveredProjects()  # acknowledged, and no mark speaks for them yet
         self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> not yet accounted for
         self._tokens: dict[int, int] = {}  # token -> acknowledgements outstanding
         self._sessions = 0
@@ -82,7 +84,9 @@ class Teller:
             for index in note.granted:
                 self._state.ownership.grant_acked(index, member.name, entry.seq)
             for index, project_id in note.seen:
-                self._unseen[index].pop(project_id, None)
+                if self._unseen[index].pop(project_id, None) is not None and member.link is not None:
+                    hearing = Hearing(member.incarnation, member.link.session, entry.seq)
+                    self.uncovered.heard(hearing, index, project_id)
             effects += self.confirm(note.tokens)
         return effects
 
@@ -120,6 +124,7 @@ class Teller:
             dropped.append(removed.project_id)
             partition = self._state.ownership.partitions[dropped_from]
             self._unseen[dropped_from].pop(removed.project_id, None)
+            self.uncovered.drop(dropped_from, removed.project_id)
             owner = self._state.told_owner(partition)
             if owner is not None:
                 owner.upserts.pop(removed.project_id, None)
@@ -205,6 +210,40 @@ class Teller:
                 owner.settles[entry] = None
                 touched.add(owner.name)
         return [effect for name in sorted(touched) for effect in self.pump(self._state.members[name], now_ms)]
+
+    def claimed_since(self) -> dict[int, int]:
+        """Per partition, the begin of the claims that its owner was, or is to be, told of, until they are committed."""
+        return {
+            index: min(span.since_ms for span in spans if span.unheard)
+            for index, spans in self._ended.items()
+            if any(span.unheard for span in spans)
+        }
+
+    def unspoken_since(self) -> dict[int, int]:
+        """Per partition, the begin of the oldest new or changed project that no mark speaks for yet."""
+        since: dict[int, int] = {}
+        for index, project_ids in [*((i, list(ids)) for i, ids in self._unseen.items()), *self.uncovered.items()]:
+            begun_ms = self._begun_ms(project_ids)
+            if begun_ms is not None:
+                since[index] = min(begun_ms, since.get(index, begun_ms))
+        return since
+
+    def given_up(self, index: int, mark_ms: int | None) -> int | None:
+        """The owner gave a partition up: the mark that speaks for all of its projects."""
+        begun_ms = self._begun_ms(self.uncovered.take(index))
+        return mark_ms if begun_ms is None or mark_ms is None else min(mark_ms, begun_ms - 1)
+
+    def lost(self, indices: list[int], incarnation: str) -> None:
+        """The owner of these partitions is dead: what no mark speaks for is as good as unseen."""
+        for index in indices:
+            for project_id in self.uncovered.take(index):
+                self._unseen[index].setdefault(project_id, False)
+        self.uncovered.gone(incarnation)
+
+    def _begun_ms(self, project_ids: list[int]) -> int | None:
+        """When the oldest of their spans began."""
+        blobs = [self._state.catalog.blob(project_id) for project_id in project_ids]
+        return min((decode_spec(blob).since_ms for blob in blobs if blob is not None), default=None)
 
     def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
         """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""

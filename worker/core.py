@@ -44,13 +44,18 @@ from worker.events import (
     PollsFinished,
     StartPolls,
     StopRequested,
+    StreamOpened,
+    StreamsAdopted,
+    StreamTrimmed,
     TellCoordinator,
-    TellWriter,
     Vitals,
+    WalRead,
+    WalWriteFailed,
+    WalWritten,
     WriterSaid,
 )
 from worker.link import HELLO_AGAIN_MS, CoordinatorLink, Verdict
-from worker.missed import MissedLog
+from worker.missed import MissedLog, given_up
 from worker.outbox import Mark, Outbox
 from worker.ticker import Ticker
 
@@ -59,7 +64,17 @@ COMMIT_MAX_MS = 15_000  # at a stop, for the writer to commit what was found
 
 
 class WorkerCore:
-    def __init__(self, *, name: str, incarnation: str, pid: int, stream_id: str, grace_ms: int, now_ms: int) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        incarnation: str,
+        pid: int,
+        stream_id: str,
+        grace_ms: int,
+        now_ms: int,
+        commit_max_ms: int = COMMIT_MAX_MS,
+    ) -> None:
         self.name = name
         self.incarnation = incarnation
         self.stream_id = stream_id
@@ -70,6 +85,7 @@ class WorkerCore:
         self.link = CoordinatorLink(now_ms)
         self._pid = pid
         self._grace_ms = grace_ms
+        self._commit_max_ms = commit_max_ms
         self._unconfirmed: set[int] = set()  # held before the snapshot, not (yet) granted in it
         self._parts: dict[int, list[ProjectSpec]] = {}  # large partitions, arriving in parts
         self._cuts: dict[int, Cut] = {}  # the last cut of each partition given up, for a coordinator that asks again
@@ -79,6 +95,7 @@ class WorkerCore:
         self._stopped_at_ms = 0
         self._executed = 0
         self._by_status = {"success": 0, "failure": 0, "unknown": 0}
+        self._dropped = 0
         self._vitals = Vitals()
 
     # ---- the core's interface -------------------------------------------------------------------------------------
@@ -93,9 +110,22 @@ class WorkerCore:
                 effects += self._on_coordinator(message, now_ms)
                 self.ticker.start_waiting(now_ms)
             case WriterSaid(message):
-                effects += [TellWriter(body) for body in self.outbox.handle(message, now_ms)]
+                self.outbox.handle(message, now_ms)
+            case WalWritten(stream_id, seq):
+                self.outbox.written(stream_id, seq, now_ms)
+            case WalWriteFailed():
+                self.outbox.write_failed(now_ms)
+            case WalRead(stream_id, entries):
+                self.outbox.take_read(stream_id, entries)
+            case StreamOpened(stream_id):
+                self.outbox.opened(stream_id, now_ms)
+            case StreamsAdopted(streams):
+                self.outbox.adopt(streams, now_ms)
+            case StreamTrimmed():
+                self._on_trimmed(event, now_ms)
             case HeartbeatDue(vitals):
                 self._vitals = vitals
+                self.outbox.no_room = vitals.wal_full
                 effects += self._heartbeat(now_ms)
             case PollsAborted(project_ids):
                 self.ticker.aborted(project_ids, now_ms)
@@ -114,14 +144,17 @@ class WorkerCore:
 
     def handle_timer(self, now_ms: int) -> list[Effect]:
         self.ticker.advance(now_ms)
-        effects: list[Effect] = [TellWriter(body) for body in self.outbox.handle_timer(now_ms)]
+        self.outbox.handle_timer(now_ms)
+        effects: list[Effect] = []
         if not self.link.introduced and now_ms >= self.link.hello_at_ms:
             effects.append(self._say_hello(now_ms))
         return effects + self._after(now_ms)
 
     def _after(self, now_ms: int) -> list[Effect]:
-        """What follows from any step: polls that may start, a slice that is reached, the next step of a stop."""
-        effects: list[Effect] = []
+        """What follows from any step: results on their way, polls that may start, a slice that is reached, the next
+        step of a stop.
+        """
+        effects = self._take_effects_of_outbox()
         if self.ticker.held_back != self.outbox.full:
             self.ticker.held_back = self.outbox.full
             self.ticker.start_waiting(now_ms)
@@ -143,22 +176,35 @@ class WorkerCore:
         for result in results:
             self._by_status[result.status] += 1
         moved = self.ticker.finished([result.project_id for result in results], now_ms)
-        effects: list[Effect] = [TellWriter(body) for body in self.outbox.add(results, [], now_ms)]
-        if moved:
-            effects.append(TellCoordinator(Settled(moved)))
+        self.outbox.add(results, [], now_ms)
+        return [TellCoordinator(Settled(moved))] if moved else []
+
+    def _on_trimmed(self, event: StreamTrimmed, now_ms: int) -> None:
+        """Results that were given up for room are missed ticks; what the database has after all is left out of them."""
+        ranges = given_up(event.results, self.ticker.interval_ms_of)
+        self._dropped += len(event.results)
+        self.missed.ticks["overload"] += sum(entry.ticks for entry in ranges)
+        ranges += [msgspec.structs.replace(entry, doubtful=True) for entry in event.missed]
+        self.outbox.trim(event.stream_id, event.first_seq)
+        self.outbox.add([], ranges, now_ms)
+
+    def _take_effects_of_outbox(self) -> list[Effect]:
+        effects: list[Effect] = list(self.outbox.effects)
+        self.outbox.effects.clear()
         return effects
 
     def _heartbeat(self, now_ms: int) -> list[Effect]:
         self.ticker.advance(now_ms)
-        bodies = self.outbox.add([], [] if self.outbox.full else self.missed.take(now_ms), now_ms)
+        if not self.outbox.full:
+            self.outbox.add([], self.missed.take(now_ms), now_ms)
         lagging = self.ticker.outstanding()
         for partition, tick in self.missed.unreported().items():
             lagging[partition] = min(tick, lagging.get(partition, tick))
         at_ms = self._stopped_at_ms or now_ms
         oldest_ms = min([at_ms + 1, *lagging.values()])
         held = {partition: tick for partition, tick in lagging.items() if partition in self.ticker.partitions}
-        bodies += self.outbox.mark(Mark(self.link.session, self.link.seq, at_ms, oldest_ms, held), now_ms)
-        effects: list[Effect] = [TellWriter(body) for body in bodies]
+        self.outbox.mark(Mark(self.link.session, self.link.seq, at_ms, oldest_ms, held), now_ms)
+        effects: list[Effect] = []
         if self.link.introduced:
             mark = self.outbox.committed_mark or Mark(0, 0, 0, now_ms, {})
             beat = Heartbeat(
@@ -185,6 +231,11 @@ class WorkerCore:
             queue_depth=self.ticker.waiting,
             projects=self.ticker.count,
             unacked_results=self.outbox.unacked_records,
+            wal_bytes=self.outbox.unacked_bytes,
+            wal_state="failing" if self.outbox.failing else "full" if self.outbox.no_room else "ok",
+            wal_damaged=vitals.wal_damaged,
+            wal_sync_failures=vitals.wal_sync_failures,
+            wal_dropped=self._dropped,
             lateness_counts=vitals.lateness_counts,
             lateness_p50_ms=vitals.lateness_p50_ms,
             lateness_p99_ms=vitals.lateness_p99_ms,
@@ -292,7 +343,10 @@ class WorkerCore:
             self._cuts.pop(index, None)  # the newest last
             self._cuts[index] = msgspec.structs.replace(cut, fresh=False)
             cuts.append(cut)
-        effects: list[Effect] = []
+        # First to the WAL what they still have to account for, so that it outlives this process and the coordinator.
+        self.outbox.add([], self.missed.take_of(set(indices)), now_ms)
+        self.outbox.seal(now_ms)
+        effects = self._take_effects_of_outbox()
         some: list[Cut] = []
         polls = 0
         for cut in cuts:
@@ -326,28 +380,29 @@ class WorkerCore:
                     effects.append(AbortPolls())
                 return effects
             self.phase = "flushing"
-            self._deadline_ms = now_ms + COMMIT_MAX_MS
-            bodies = self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
-            bodies += self.outbox.mark(self._final_mark(), now_ms)
-            effects += [TellWriter(body) for body in bodies]
+            self._deadline_ms = now_ms + self._commit_max_ms
+            self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
+            self.outbox.mark(self._final_mark(), now_ms)
             overdue = False
         elif len(self.missed):  # of a partition that was granted meanwhile
-            bodies = self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
-            effects += [TellWriter(body) for body in bodies]
+            self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
         if self.outbox.empty:
             self.phase = "ended"
             self._deadline_ms = None
-            effects.append(TellWriter(self.outbox.end()))
+            self.outbox.end()
             effects.append(TellCoordinator(Leaving(self.incarnation, self.stats(), self._stopped_at_ms)))
             effects.append(Exit(0, f"stopped after {self._executed} polls"))
         elif overdue:
             self.phase = "ended"
             self._deadline_ms = None
-            left = self.outbox.unacked_records
-            effects.append(
-                Exit(1, f"{left} results could not be committed within {COMMIT_MAX_MS // 1000} s and are lost")
-            )
-        return effects
+            effects.append(Exit(1, self._what_is_left()))
+        return self._take_effects_of_outbox() + effects
+
+    def _what_is_left(self) -> str:
+        lost = self.outbox.unwritten_records
+        waiting = self.outbox.unacked_records - lost
+        text = f"{waiting} results are not in the database yet; they wait in the WAL and are sent at the next start"
+        return text if not lost else f"{text}, {lost} could not be written to the WAL and are lost"
 
     def _final_mark(self) -> Mark:
         return Mark(self.link.session, self.link.seq, self._stopped_at_ms, self._stopped_at_ms + 1, {})

@@ -3,8 +3,9 @@
 import msgspec
 
 from cluster.messages.control import ToCoordinator, ToWorker, TriggerName
-from cluster.messages.results import FromWriter, PollResult
+from cluster.messages.results import FromWriter, MissedRange, PollResult
 from cluster.project import ProjectSpec
+from cluster.wal.format import Entry
 
 
 class Vitals(msgspec.Struct, frozen=True):
@@ -16,6 +17,21 @@ class Vitals(msgspec.Struct, frozen=True):
     lateness_max_ms: float = 0.0
     loop_lag_ms: float = 0.0
     rss_bytes: int = 0
+    wal_full: bool = False  # its limits are reached, and nothing of it may be given up
+    wal_damaged: int = 0
+    wal_sync_failures: int = 0
+
+
+class AdoptedStream(msgspec.Struct, frozen=True):
+    """What a worker that died left in its WAL; totals of the stream up to and with ``last_seq``."""
+
+    stream_id: str
+    worker: str
+    first_seq: int
+    last_seq: int
+    acked_seq: int  # as far as its worker noted it
+    records: int
+    size_bytes: int
 
 
 # ---- events -------------------------------------------------------------------------------------------------------
@@ -41,6 +57,45 @@ class PollsAborted(msgspec.Struct, frozen=True):
     project_ids: list[int]
 
 
+class WalWritten(msgspec.Struct, frozen=True):
+    """Everything up to ``seq`` is in the WAL, as safely as its fsync policy wants it."""
+
+    stream_id: str
+    seq: int
+
+
+class WalWriteFailed(msgspec.Struct, frozen=True):
+    """Nothing of a ``WriteWal`` counts."""
+
+    stream_id: str
+
+
+class WalRead(msgspec.Struct, frozen=True):
+    """Answer to ``ReadWal``: contiguous from where it was asked for; empty when it can't be read now."""
+
+    stream_id: str
+    entries: list[Entry]
+
+
+class StreamOpened(msgspec.Struct, frozen=True):
+    """Answer to ``OpenStream``."""
+
+    stream_id: str
+
+
+class StreamsAdopted(msgspec.Struct, frozen=True):
+    streams: list[AdoptedStream]
+
+
+class StreamTrimmed(msgspec.Struct, frozen=True):
+    """The stream's WAL begins at ``first_seq`` now.  The records were given up for room, and nobody has them."""
+
+    stream_id: str
+    first_seq: int
+    results: list[PollResult] = []
+    missed: list[MissedRange] = []
+
+
 class HeartbeatDue(msgspec.Struct, frozen=True):
     """Once a second, from the loop that polls."""
 
@@ -51,7 +106,20 @@ class StopRequested(msgspec.Struct, frozen=True):
     pass
 
 
-Event = CoordinatorSaid | WriterSaid | PollsFinished | PollsAborted | HeartbeatDue | StopRequested
+Event = (
+    CoordinatorSaid
+    | WriterSaid
+    | PollsFinished
+    | PollsAborted
+    | WalWritten
+    | WalWriteFailed
+    | WalRead
+    | StreamOpened
+    | StreamsAdopted
+    | StreamTrimmed
+    | HeartbeatDue
+    | StopRequested
+)
 
 # ---- effects ------------------------------------------------------------------------------------------------------
 
@@ -82,9 +150,36 @@ class TellWriter(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class WriteWal(msgspec.Struct, frozen=True):
+    """Append what is not there yet; answered by ``WalWritten`` or ``WalWriteFailed``."""
+
+    stream_id: str
+    entries: list[Entry]
+
+
+class ReadWal(msgspec.Struct, frozen=True):
+    """Answered by ``WalRead``."""
+
+    stream_id: str
+    from_seq: int
+    bytes_max: int
+
+
+class AcknowledgeWal(msgspec.Struct, frozen=True):
+    """What lies up to ``seq`` may be deleted when its time has come."""
+
+    stream_id: str
+    seq: int
+
+
+class OpenStream(msgspec.Struct, frozen=True):
+    """A further stream of this incarnation, with a WAL of its own; answered by ``StreamOpened``."""
+
+
 class Exit(msgspec.Struct, frozen=True):
     status: int
     text: str
 
 
-Effect = StartPolls | AbortPolls | TellCoordinator | TellWriter | Exit
+WalEffect = WriteWal | ReadWal | AcknowledgeWal | OpenStream
+Effect = StartPolls | AbortPolls | TellCoordinator | TellWriter | WalEffect | Exit

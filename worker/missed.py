@@ -4,12 +4,13 @@ A range grows while the project's next tick is missed for the same reason; it is
 it was opened, so that the table is never far behind.  Bounded by the number of projects: one open range each.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import islice
 
 import msgspec
 
-from cluster.messages.results import MissedRange, MissedReason
+from cluster.messages.results import MissedRange, MissedReason, PollResult
 
 HOLD_MS = 2_000
 TAKE_MAX = 50_000  # ranges closed at a time: some tens of milliseconds of the loop
@@ -62,8 +63,14 @@ class MissedLog:
     def take(self, now_ms: int, *, everything: bool = False) -> list[MissedRange]:
         """The ranges that are to be reported now."""
         ripe = (pid for pid, run in self._open.items() if everything or now_ms - run.opened_ms >= HOLD_MS)
-        due = list(ripe if everything else islice(ripe, TAKE_MAX))
-        for project_id in due:
+        return self._take(list(ripe if everything else islice(ripe, TAKE_MAX)))
+
+    def take_of(self, partitions: set[int]) -> list[MissedRange]:
+        """What is to be reported before these partitions are given up: all of theirs, and what is due anyhow."""
+        return self._take([pid for pid, run in self._open.items() if run.partition in partitions])
+
+    def _take(self, project_ids: list[int]) -> list[MissedRange]:
+        for project_id in project_ids:
             self._close(project_id)
         taken, self._closed = self._closed, []
         self._closed_oldest.clear()
@@ -87,3 +94,24 @@ class MissedLog:
         known = self._closed_oldest.get(run.partition)
         if known is None or run.first_ms < known:
             self._closed_oldest[run.partition] = run.first_ms
+
+
+def given_up(results: list[PollResult], interval_ms_of: Callable[[int], int | None]) -> list[MissedRange]:
+    """The ticks of results that are lost, as ranges; consecutive ticks are one where the interval is known."""
+    ticks: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for result in results:
+        if result.trigger == "tick":
+            ticks[result.project_id].append((result.scheduled_at_ms, result.epoch))
+    ranges = []
+    for project_id, some in ticks.items():
+        interval_ms = interval_ms_of(project_id) or 1
+        some.sort()
+        first_ms, epoch = some[0]
+        last_ms = first_ms
+        for tick_ms, epoch_of_tick in some[1:]:
+            if tick_ms != last_ms + interval_ms:
+                ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch, True))
+                first_ms, epoch = tick_ms, epoch_of_tick
+            last_ms = tick_ms
+        ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch, True))
+    return ranges

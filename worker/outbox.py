@@ -1,22 +1,28 @@
-"""Results on their way to the writer: gathered into batches, numbered, sent within the writer's credit, kept until
-they are acknowledged.
+"""Results on their way into the database: sealed into batches, written to the WAL, sent, acknowledged.
 
-Pure.  The stream of this incarnation begins at seq 1 and has no holes; the writer acknowledges after COMMIT, so what is
-kept here is exactly what a crash of the writer or the database can cost, and it is sent again.  What is kept is bounded
-by ``KEPT_BYTES_MAX``; then ``full`` is true and the worker starts no polls.
+Pure; what it wants done is in ``effects``.  Records are sealed into a batch after SEAL_MS or at BATCH_RECORDS_MAX, the
+batch goes to the WAL, and only when it is there, to the writer.  The writer acknowledges after COMMIT.
+
+Streams (see ``outgoing``): the *live* one takes what is new.  When much has piled up in it, after an outage, it is
+*parked* and a new one is opened, so that new results don't wait for the old ones.  *Adopted* ones are what dead
+workers left in the WAL.  Parked and adopted streams are the *backlog*, delivered BACKLOG_ACTIVE_MAX at a time.  A
+stream that is delivered stays known while its WAL is kept, and the writer is asked now and then where it stands: a
+database that was set back gets it again.
 
 *Marks* tie the progress of the schedule to that of the database: a mark says how far every partition was brought when
-batch ``seq`` was sealed, and becomes true of the tables when that batch is acknowledged.
+a batch was sealed, and becomes true of the tables when that batch, and everything older of this incarnation, is
+acknowledged.
 
-It does not know of sockets or of the schedule.
+While the WAL can't take more, ``full`` is true and the worker starts no polls.  What is sealed waits in memory; it is
+bounded by the polls in flight and by UNWRITTEN_BYTES_MAX.
 """
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
 from cluster.messages.results import (
-    Batch,
     Committed,
     FromWriter,
     MissedRange,
@@ -28,13 +34,25 @@ from cluster.messages.results import (
     WhichStream,
     encode,
 )
+from cluster.wal.format import Entry
+from worker.events import (
+    AcknowledgeWal,
+    AdoptedStream,
+    OpenStream,
+    ReadWal,
+    TellWriter,
+    WalEffect,
+    WriteWal,
+)
+from worker.outgoing import READ_BYTES, WINDOW_BYTES, OutgoingStream
 
-SEAL_MS = 100
+SEAL_MS = 50
 BATCH_RECORDS_MAX = 400  # about 64 KiB
-KEPT_BYTES_MAX = 64 << 20
-HELLO_AGAIN_MS = 1_000
-SILENCE_MS = 3_000  # unacknowledged for so long: ask where the writer stands, then after twice as long
-SILENCE_MAX_MS = 12_000  # each answer makes the worker send again what the writer may have
+UNWRITTEN_BYTES_MAX = 4 << 20  # sealed and not in the WAL: then polling is held back
+WRITE_AGAIN_MS = 1_000
+PARK_BYTES = 2 * WINDOW_BYTES  # not acknowledged: new results get a stream of their own
+BACKLOG_ACTIVE_MAX = 4
+ASK_AGAIN_MS = 30_000  # whether the database still has the streams that were delivered
 MARKS_MAX = 16
 
 
@@ -46,161 +64,260 @@ class Mark(msgspec.Struct, frozen=True):
     lagging: dict[int, int]
 
 
-class Kept(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-    body: bytes
-    records: int
-
-
 class Outbox:
     def __init__(self, stream_id: str, worker: str, incarnation: str, now_ms: int) -> None:
-        self._hello = StreamHello(stream_id, worker, incarnation, 1)
-        self._stream_id = stream_id
+        self._worker = worker
+        self._incarnation = incarnation
+        self.live = self._open(stream_id, now_ms)
+        self._own: deque[OutgoingStream] = deque([self.live])  # of this incarnation, until all is acknowledged
+        self._backlog: dict[str, OutgoingStream] = {}  # the first BACKLOG_ACTIVE_MAX are being delivered
+        self._delivered: dict[str, OutgoingStream] = {}
+        self._ask_again_at_ms = now_ms + ASK_AGAIN_MS
+        self._opening = False
         self._results: deque[PollResult] = deque()
         self._missed: deque[MissedRange] = deque()
         self._seal_at_ms: int | None = None
-        self._kept: deque[Kept] = deque()
-        self._kept_bytes = 0
-        self._next_seq = 1
-        self._sent_seq = 0
-        self._sent_bytes = 0
-        self._acked_seq = 0
-        self._credit_bytes = 0
-        self._welcomed = False
-        self._ask_at_ms = now_ms
-        self._silence_ms = SILENCE_MS
-        self._marks: deque[tuple[int, Mark]] = deque()
+        self._write_again_at_ms: int | None = None
+        self._marks: deque[tuple[OutgoingStream, int, Mark]] = deque()
         self.committed_mark: Mark | None = None
-        self.unacked_records = 0
+        self.no_room = False  # the WAL's limits are reached
+        self.effects: list[TellWriter | WalEffect] = []
+
+    # ---- what others may look at ----------------------------------------------------------------------------------
+
+    @property
+    def failing(self) -> bool:
+        """The last attempt to write the WAL failed."""
+        return self._write_again_at_ms is not None
 
     @property
     def full(self) -> bool:
-        return self._kept_bytes >= KEPT_BYTES_MAX
+        return self.no_room or self.failing or sum(s.sealed_bytes for s in self._own) >= UNWRITTEN_BYTES_MAX
 
     @property
     def empty(self) -> bool:
-        return not self._kept and not self._results and not self._missed
+        """Everything taken, and everything adopted, is acknowledged."""
+        return not self._results and not self._missed and self.live.drained and not self._backlog
+
+    @property
+    def unwritten_records(self) -> int:
+        return len(self._results) + len(self._missed) + sum(stream.sealed_records for stream in self._own)
+
+    @property
+    def unacked_records(self) -> int:
+        return self.unwritten_records + sum(stream.unacked_records for stream in self._streams())
+
+    @property
+    def unacked_bytes(self) -> int:
+        return sum(stream.unacked_bytes for stream in self._streams())
 
     def next_timer(self) -> int | None:
-        asks = not self._welcomed or self._kept
-        times = [t for t in (self._seal_at_ms, self._ask_at_ms if asks else None) if t is not None]
-        return min(times, default=None)
+        times = [self._seal_at_ms, self._write_again_at_ms, *(stream.next_timer() for stream in self._active())]
+        if self._delivered:
+            times.append(self._ask_again_at_ms)
+        return min((time for time in times if time is not None), default=None)
 
-    def add(self, results: list[PollResult], missed: list[MissedRange], now_ms: int) -> list[bytes]:
-        """Take records; returns what is to be sent now."""
+    # ---- records --------------------------------------------------------------------------------------------------
+
+    def add(self, results: list[PollResult], missed: list[MissedRange], now_ms: int) -> None:
         if not results and not missed:
-            return []
+            return
         self._results += results
         self._missed += missed
-        self.unacked_records += len(results) + len(missed)
         if self._seal_at_ms is None:
             self._seal_at_ms = now_ms + SEAL_MS
+        sealed: list[Entry] = []
         while len(self._results) + len(self._missed) >= BATCH_RECORDS_MAX:
-            self._seal(now_ms)
-        return self._send(now_ms)
+            sealed.append(self._seal(now_ms))
+        self._write(sealed)
 
-    def handle_timer(self, now_ms: int) -> list[bytes]:
-        if self._seal_at_ms is not None and now_ms >= self._seal_at_ms:
-            self._seal(now_ms)
-        bodies = self._send(now_ms)
-        if now_ms >= self._ask_at_ms and (not self._welcomed or self._kept):
-            bodies.append(self._say_hello(now_ms))
-        return bodies
-
-    def mark(self, mark: Mark, now_ms: int) -> list[bytes]:
-        """Everything taken so far brings the partitions to ``mark``; returns what is to be sent now."""
+    def seal(self, now_ms: int) -> None:
+        """Everything taken so far goes to the WAL now."""
+        sealed: list[Entry] = []
         while self._results or self._missed:
-            self._seal(now_ms)
-        if self._next_seq - 1 <= self._acked_seq:
-            self._marks.clear()
-            self.committed_mark = mark
-        else:
-            if len(self._marks) >= MARKS_MAX:
-                self._marks.pop()  # the newest but one: a later mark says more
-            self._marks.append((self._next_seq - 1, mark))
-        return self._send(now_ms)
+            sealed.append(self._seal(now_ms))
+        self._write(sealed)
 
-    def handle(self, message: FromWriter, now_ms: int) -> list[bytes]:
+    def mark(self, mark: Mark, now_ms: int) -> None:
+        """Everything taken so far brings the partitions to ``mark``."""
+        self.seal(now_ms)
+        if len(self._marks) >= MARKS_MAX:
+            self._marks.pop()  # the newest but one: a later mark says more
+        self._marks.append((self.live, self.live.sealed_seq, mark))
+        self._settle_marks()
+
+    def handle_timer(self, now_ms: int) -> None:
+        if self._seal_at_ms is not None and now_ms >= self._seal_at_ms:
+            self.seal(now_ms)
+        if self._write_again_at_ms is not None and now_ms >= self._write_again_at_ms:
+            self._write_again_at_ms = now_ms + WRITE_AGAIN_MS
+            self._write_everything()
+        for stream in self._active():
+            ask_at_ms = stream.next_timer()
+            if ask_at_ms is not None and now_ms >= ask_at_ms:
+                self.effects.append(TellWriter(stream.say_hello(now_ms)))
+        if now_ms >= self._ask_again_at_ms:
+            self._ask_again_at_ms = now_ms + ASK_AGAIN_MS
+            self._introduce(self._delivered.values(), now_ms)
+
+    # ---- the WAL --------------------------------------------------------------------------------------------------
+
+    def written(self, stream_id: str, seq: int, now_ms: int) -> None:
+        stream = self._find(stream_id)
+        assert stream is not None, "what is being written is not acknowledged"
+        stream.written(seq, now_ms)
+        if self.failing:
+            self._write_again_at_ms = None
+            self._write_everything()
+        if stream in self._active():
+            self._send(stream)
+
+    def write_failed(self, now_ms: int) -> None:
+        self._write_again_at_ms = now_ms + WRITE_AGAIN_MS
+
+    def take_read(self, stream_id: str, entries: list[Entry]) -> None:
+        stream = self._find(stream_id)
+        if stream is not None:
+            stream.take_read(entries)
+            self._send(stream, ask=bool(entries))  # what could not be read is asked for again when the writer speaks
+
+    def trim(self, stream_id: str, first_seq: int) -> None:
+        """The stream's WAL begins at ``first_seq``; without anything left, it is forgotten."""
+        stream = self._find(stream_id)
+        if stream is None:
+            return
+        stream.trim(first_seq)
+        self._after_acknowledgement(stream)
+        if first_seq > stream.appended_seq:
+            self._delivered.pop(stream_id, None)
+
+    def adopt(self, streams: list[AdoptedStream], now_ms: int) -> None:
+        for each in streams:
+            hello = StreamHello(
+                each.stream_id, each.worker, self._incarnation, each.first_seq, each.acked_seq, self._worker
+            )
+            self._backlog[each.stream_id] = OutgoingStream(
+                hello, now_ms, last_seq=each.last_seq, records=each.records, size_bytes=each.size_bytes
+            )
+
+    def opened(self, stream_id: str, now_ms: int) -> None:
+        """A further stream: what is new goes there, and the one so far becomes backlog."""
+        self._opening = False
+        self._backlog[self.live.stream_id] = self.live
+        self.live = self._open(stream_id, now_ms)
+        self._own.append(self.live)
+
+    # ---- the writer -----------------------------------------------------------------------------------------------
+
+    def handle(self, message: FromWriter, now_ms: int) -> None:
+        if isinstance(message, WhichStream):
+            self._introduce([*self._active(), *self._delivered.values()], now_ms)
+        elif (found := self._find(message.stream_id)) is not None:
+            self._handle_of(found, message, now_ms)
+
+    def _handle_of(self, stream: OutgoingStream, message: StreamWelcome | Committed | Rewind, now_ms: int) -> None:
+        acked_seq = stream.acked_seq
         match message:
-            case WhichStream():
-                self._welcomed = False
-                return [self._say_hello(now_ms)]
-            case StreamWelcome(stream_id, committed_seq, credit_bytes):
-                if stream_id != self._stream_id:
-                    return []
-                if not self._welcomed:
-                    self._welcomed = True
-                    self._ask_at_ms = now_ms + self._silence_ms
-                self._credit_bytes = credit_bytes
-                self._acked(committed_seq, now_ms)
-                self._rewind(committed_seq + 1)
-            case Committed(stream_id, seq):
-                if stream_id != self._stream_id:
-                    return []
-                self._acked(seq, now_ms)
-            case Rewind(stream_id, seq):
-                if stream_id != self._stream_id:
-                    return []
-                self._rewind(seq)
-        return self._send(now_ms)
+            case StreamWelcome(_, committed_seq, credit_bytes):
+                stream.welcome(committed_seq, credit_bytes, now_ms)
+            case Committed(_, seq):
+                stream.acknowledge(seq, now_ms)
+            case Rewind(_, seq):
+                if seq < stream.first_seq:  # the writer has to be told that this is gone
+                    stream.forget_writer()
+                    self.effects.append(TellWriter(stream.say_hello(now_ms)))
+                else:
+                    stream.rewind(seq)
+        if stream.acked_seq != acked_seq:
+            self.effects.append(AcknowledgeWal(stream.stream_id, stream.acked_seq))
+        self._after_acknowledgement(stream)
+        self._send(stream)
 
-    def end(self) -> bytes:
-        return encode(StreamEnd(self._stream_id))
+    def end(self) -> None:
+        """Nothing follows in the live stream."""
+        self.effects.append(TellWriter(encode(StreamEnd(self.live.stream_id))))
 
-    def _say_hello(self, now_ms: int) -> bytes:
-        if self._welcomed:
-            self._silence_ms = min(SILENCE_MAX_MS, 2 * self._silence_ms)
-            self._ask_at_ms = now_ms + self._silence_ms
-        else:
-            self._ask_at_ms = now_ms + HELLO_AGAIN_MS
-        first = self._kept[0].seq if self._kept else self._next_seq
-        return encode(msgspec.structs.replace(self._hello, first_seq=first))
+    def _after_acknowledgement(self, stream: OutgoingStream) -> None:
+        stream_id = stream.stream_id
+        if stream is self.live:
+            self._park_if_behind()
+        elif stream.drained:
+            if not stream.ended:
+                stream.ended = True
+                self.effects.append(TellWriter(encode(StreamEnd(stream_id))))
+            if self._backlog.pop(stream_id, None) is not None:
+                self._delivered[stream_id] = stream
+        elif self._delivered.pop(stream_id, None) is not None:  # a database that was set back wants it again
+            self._backlog[stream_id] = stream
+        self._settle_marks()
 
-    def _seal(self, now_ms: int) -> None:
+    def _park_if_behind(self) -> None:
+        parked = len(self._own) > 1
+        if self.live.unacked_bytes > PARK_BYTES and not parked and not self._opening:
+            self._opening = True
+            self.effects.append(OpenStream())
+
+    def _introduce(self, streams: Iterable[OutgoingStream], now_ms: int) -> None:
+        for stream in streams:
+            stream.forget_writer()
+            self.effects.append(TellWriter(stream.say_hello(now_ms)))
+
+    # ---- within ---------------------------------------------------------------------------------------------------
+
+    def _open(self, stream_id: str, now_ms: int) -> OutgoingStream:
+        return OutgoingStream(StreamHello(stream_id, self._worker, self._incarnation, 1), now_ms)
+
+    def _streams(self) -> list[OutgoingStream]:
+        """What is not delivered."""
+        return [self.live, *self._backlog.values()]
+
+    def _active(self) -> list[OutgoingStream]:
+        """What is being delivered now."""
+        return self._streams()[: 1 + BACKLOG_ACTIVE_MAX]
+
+    def _find(self, stream_id: str) -> OutgoingStream | None:
+        if stream_id == self.live.stream_id:
+            return self.live
+        return self._backlog.get(stream_id) or self._delivered.get(stream_id)
+
+    def _seal(self, now_ms: int) -> Entry:
         results = [self._results.popleft() for _ in range(min(BATCH_RECORDS_MAX, len(self._results)))]
         room = BATCH_RECORDS_MAX - len(results)
         missed = [self._missed.popleft() for _ in range(min(room, len(self._missed)))]
-        body = encode(Batch(self._stream_id, self._next_seq, results, missed))
-        if not self._kept:
-            self._ask_at_ms = now_ms + SILENCE_MS
-        self._kept.append(Kept(self._next_seq, body, len(results) + len(missed)))
-        self._kept_bytes += len(body)
-        self._next_seq += 1
         self._seal_at_ms = now_ms + SEAL_MS if self._results or self._missed else None
+        return self.live.seal(results, missed)
 
-    def _send(self, now_ms: int) -> list[bytes]:  # noqa: ARG002 - every step of a core takes the time
-        bodies: list[bytes] = []
-        if not self._welcomed or not self._kept or self._sent_seq >= self._next_seq - 1:
-            return bodies
-        first = self._kept[0].seq
-        for index in range(max(0, self._sent_seq + 1 - first), len(self._kept)):
-            kept = self._kept[index]
-            if self._sent_bytes and self._sent_bytes + len(kept.body) > self._credit_bytes:
-                break
-            self._sent_bytes += len(kept.body)
-            self._sent_seq = kept.seq
-            bodies.append(kept.body)
-        return bodies
+    def _write(self, sealed: list[Entry]) -> None:
+        if sealed and not self.failing:
+            self.effects.append(WriteWal(self.live.stream_id, sealed))
 
-    def _acked(self, seq: int, now_ms: int) -> None:
-        progress = False
-        while self._kept and self._kept[0].seq <= seq:
-            kept = self._kept.popleft()
-            progress = True
-            self._kept_bytes -= len(kept.body)
-            self.unacked_records -= kept.records
-            if kept.seq <= self._sent_seq:
-                self._sent_bytes -= len(kept.body)
-        self._acked_seq = max(self._acked_seq, seq)
-        self._sent_seq = max(self._sent_seq, seq)
-        if progress:
-            self._silence_ms = SILENCE_MS
-            self._ask_at_ms = now_ms + SILENCE_MS
-        while self._marks and self._marks[0][0] <= self._acked_seq:
-            self.committed_mark = self._marks.popleft()[1]
+    def _write_everything(self) -> None:
+        """After a failure: all that is not known to be in the WAL."""
+        for stream in self._own:
+            if stream.sealed:
+                self.effects.append(WriteWal(stream.stream_id, list(stream.sealed)))
 
-    def _rewind(self, seq: int) -> None:
-        """Send again from ``seq`` on, or from the oldest batch that is kept."""
-        first = self._kept[0].seq if self._kept else self._next_seq
-        self._sent_seq = max(seq, first) - 1
-        self._sent_bytes = sum(len(kept.body) for kept in self._kept if kept.seq <= self._sent_seq)
+    def _send(self, stream: OutgoingStream, *, ask: bool = True) -> None:
+        self.effects += [TellWriter(body) for body in stream.send()]
+        from_seq = stream.wants_read if ask else None
+        if from_seq is not None:
+            stream.reading = True
+            self.effects.append(ReadWal(stream.stream_id, from_seq, READ_BYTES))
+
+    def _settle_marks(self) -> None:
+        while len(self._own) > 1 and self._own[0].drained:
+            self._own.popleft()
+        while self._marks:
+            stream, seq, mark = self._marks[0]
+            if stream in self._own and (stream is not self._own[0] or stream.acked_seq < seq):
+                return
+            self.committed_mark = mark
+            self._marks.popleft()
+
+    def check(self) -> None:
+        """Invariants, for tests and simulation."""
+        for stream in [*self._streams(), *self._delivered.values()]:
+            stream.check()
+        assert self.live.stream_id not in self._backlog
+        assert not self._backlog.keys() & self._delivered.keys()
+        assert (self._seal_at_ms is None) == (not self._results and not self._missed)

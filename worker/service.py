@@ -1,4 +1,4 @@
-"""The worker's process: sockets, prober, heartbeat.  It performs what ``core`` decides and decides nothing.
+"""The worker's process: sockets, prober, WAL, heartbeat.  It performs what ``core`` decides and decides nothing.
 
 Finished polls are gathered for the rest of the loop's turn and handed to the core together.  The heartbeat runs in
 this loop: if it stops polling, it stops proving itself.
@@ -7,8 +7,6 @@ this loop: if it stops polling, it stops proving itself.
 import asyncio
 import logging
 import os
-import time
-import uuid
 from functools import partial
 from typing import Any
 
@@ -22,40 +20,39 @@ from cluster.messages import UNDECODABLE, control, results
 from cluster.messages.results import PollResult
 from cluster.runtime import RoleContext
 from cluster.sockets import connect_dealer
-from worker.core import WorkerCore
+from worker.core import COMMIT_MAX_MS, WorkerCore
 from worker.events import (
     AbortPolls,
+    AcknowledgeWal,
     CoordinatorSaid,
     Effect,
     Event,
     Exit,
     HeartbeatDue,
+    OpenStream,
     PollsAborted,
     PollsFinished,
     PollStart,
+    ReadWal,
     StartPolls,
     StopRequested,
     TellCoordinator,
     TellWriter,
     Vitals,
     WriterSaid,
+    WriteWal,
 )
 from worker.lateness import Lateness
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, Prober
+from worker.recorder import WalRecorder
 
 HEARTBEAT_S = 1.0
 LAG_SAMPLE_S = 0.1
+REPLAY_MAX_MS = 7 * 86_400_000  # until it is interrupted
 LAST_WORDS_S = 0.2  # for the sockets to deliver what was sent last
 
 logger = logging.getLogger("worker")
-
-
-def stream_id() -> str:
-    """A UUIDv7: random, ordered by the time of its making."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = milliseconds << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10), "big") & ~(0xF << 76)
-    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
 
 
 async def serve(context: RoleContext) -> int:
@@ -73,13 +70,15 @@ class WorkerService:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._clock = Clock(jump=True)
+        self._recorder = WalRecorder(settings, self._submit)
         self._core = WorkerCore(
             name=settings.name,
             incarnation=settings.incarnation,
             pid=os.getpid(),
-            stream_id=stream_id(),
+            stream_id=self._recorder.first_stream_id,
             grace_ms=settings.grace_s * 1000,
             now_ms=self._clock.now_ms(),
+            commit_max_ms=REPLAY_MAX_MS if settings.replay else COMMIT_MAX_MS,
         )
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform)
         self._prober: Prober = AiohttpProber(body_limit_bytes=settings.body_limit_bytes)
@@ -97,6 +96,10 @@ class WorkerService:
     async def run(self) -> int:
         logger.info("starting")
         self._driver.start()
+        if self._context.settings.replay:
+            streams = await self._recorder.adopt_everything()
+            logger.info("delivering %d streams", streams)
+            self._driver.submit(StopRequested())
         self._sample_lag(self._loop.time())
         self._beat()
         stopping = asyncio.ensure_future(self._context.stopping.wait())
@@ -117,6 +120,10 @@ class WorkerService:
         self._writer.close()
         self._zmq.destroy(linger=0)
         await self._prober.close(0.0)
+        await self._recorder.close()
+
+    def _submit(self, event: Event) -> None:
+        self._driver.submit(event)
 
     # ---- effects --------------------------------------------------------------------------------------------------
 
@@ -129,6 +136,8 @@ class WorkerService:
                 self._writer.send(body)  # what is not queued is sent again: the writer's credit bounds it
             case TellCoordinator(message):
                 self._coordinator.send(control.encode(message))  # lost messages are asked for again
+            case WriteWal() | ReadWal() | AcknowledgeWal() | OpenStream():
+                self._recorder.perform(effect)
             case AbortPolls():
                 self._abort()
             case Exit():
@@ -221,6 +230,7 @@ class WorkerService:
             return
         self._loop.call_later(HEARTBEAT_S, self._beat)
         self._clock.follow()
+        self._recorder.beat()
         recent = self._lateness.beat()
         vitals = Vitals(
             lateness_counts=list(self._lateness.total.counts),
@@ -229,6 +239,9 @@ class WorkerService:
             lateness_max_ms=recent.max_ms,
             loop_lag_ms=self._lag_s * 1000,
             rss_bytes=self._process.memory_info().rss,
+            wal_full=self._recorder.full,
+            wal_damaged=self._recorder.damaged,
+            wal_sync_failures=self._recorder.sync_failures,
         )
         self._lag_s = 0.0
         self._driver.submit(HeartbeatDue(vitals))

@@ -67,10 +67,11 @@ class Scheduled:
 
 
 class HeldPartition:
-    __slots__ = ("epoch", "projects")
+    __slots__ = ("epoch", "projects", "reason")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, reason: ResumeReason) -> None:
         self.epoch = epoch
+        self.reason = reason  # what ticks that an earlier owner may have polled are missed for
         self.projects: dict[int, Scheduled] = {}
 
 
@@ -285,7 +286,7 @@ class Ticker:
             for span in ended:
                 self.account_ended(span, resume_after_ms, reason, now_ms)
             return
-        held = self.partitions[partition] = HeldPartition(epoch)
+        held = self.partitions[partition] = HeldPartition(epoch, reason)
         inherited = {entry.project_id: entry for entry in waiting}
         for entry in busy:
             if entry.until_ms > now_ms and not self._is_mine(entry):
@@ -395,11 +396,21 @@ class Ticker:
                         oldest[index] = scheduled.waiting_ms
         return oldest
 
+    def interval_ms_of(self, project_id: int) -> int | None:
+        """Of a project that is held here."""
+        held = self.partitions.get(partition_of(project_id))
+        scheduled = held.projects.get(project_id) if held is not None else None
+        return scheduled.spec.interval_ms if scheduled is not None else None
+
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     def _epoch(self, partition: int) -> int:
         held = self.partitions.get(partition)
         return held.epoch if held is not None else 0
+
+    def _reason_of_doubt(self, partition: int) -> ResumeReason:
+        held = self.partitions.get(partition)
+        return held.reason if held is not None else "handover"
 
     def _miss(
         self,
@@ -417,7 +428,7 @@ class Ticker:
             first_ms,
             last_ms,
             scheduled.spec.interval_ms,
-            "handover" if doubtful else reason,
+            self._reason_of_doubt(partition) if doubtful else reason,
             self._epoch(partition),
             now_ms,
         )

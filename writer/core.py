@@ -4,8 +4,13 @@
   was not introduced on that connection gets ``WhichStream``, once a second at most.
 - Batches of a stream are taken in order.  One that was taken before is ignored, and its acknowledgement repeated if it
   is committed; one that leaves a gap is ignored and gets ``Rewind``, repeated each second while the gap stays.
-- A flush is due ``FLUSH_MS`` after the oldest batch came, or at ``FLUSH_ROWS``.  One database operation at a time; one
-  that failed is repeated unchanged, 0.2 to 5 s later.  Acknowledged is what is committed, never more.
+- A flush is due ``FLUSH_MS`` after the oldest batch came, at ``FLUSH_ROWS``, or when half of a stream's credit waits.
+  One database operation at a time; one that failed is repeated unchanged, 0.2 to 5 s later.  Acknowledged is what is
+  committed, never more.
+- When the ledger turns out to be behind what was acknowledged, the database is an older one (a failover, a restored
+  copy): every position is read again, and every worker is asked for all it still has.
+- What an adopted stream brings, and what is sent again to an older database, is *late*: others may have claimed its
+  ticks.
 - Memory: a stream may have twice its credit waiting; what exceeds that is ignored, and ``Rewind`` is sent when there is
   room.  Streams are limited, and leave memory when they have ended or are idle.
 - ``StopRequested``: what was received is committed at once, then ``Finish``; or ``Finish`` when the grace is over.
@@ -15,6 +20,7 @@ It knows nothing of rows, transactions or sockets (see store.py and service.py).
 
 import re
 from collections import Counter, deque
+from collections.abc import Collection, Iterable
 from typing import Literal, assert_never
 
 import msgspec
@@ -38,6 +44,7 @@ from writer.events import (
     Flush,
     FlushCommitted,
     LedgerLoaded,
+    LedgerWentBack,
     LoadLedger,
     MarkEnded,
     MessageReceived,
@@ -49,7 +56,7 @@ from writer.events import (
 )
 from writer.stream import PendingBatch, Stream
 
-CREDIT_BYTES = 4 << 20
+CREDIT_BYTES = 1 << 20
 FLUSH_MS = 100
 FLUSH_ROWS = 20_000
 FLUSH_BATCHES = 4_096
@@ -104,6 +111,8 @@ class WriterCore:
         self._error = ""  # of the last failure, "" while the database answers
 
         self._waiting_rows = 0  # of batches in no flush
+        self._reload_wanted = False  # of all positions, as soon as no flush is under way
+        self._pressed = False  # half of a stream's credit, or more, waits
         self._oldest_waiting_ms: int | None = None
         self._stop_deadline: int | None = None
         self._finished = False
@@ -133,6 +142,13 @@ class WriterCore:
                 self._on_loaded(positions, effects)
             case FlushCommitted():
                 self._on_committed(event, now_ms, effects)
+            case LedgerWentBack(flush_id):
+                assert self._operation == "flush"
+                assert self._flush is not None
+                assert self._flush.flush_id == flush_id
+                self._operation = self._flush = None
+                self._on_answer(effects)
+                self._reload_wanted = True
             case DatabaseFailed():
                 self._on_failed(event, now_ms, effects)
             case StopRequested(grace_ms):
@@ -233,12 +249,29 @@ class WriterCore:
             self._unloaded.add(hello.stream_id)
         self._strangers.pop(peer, None)
         stream.peer = peer
+        self._forget_predecessors(hello)
+        stream.sender = (hello.adopted_by or hello.worker, hello.incarnation)
+        stream.acked_seq = max(stream.acked_seq, min(hello.acked_seq, SEQ_MAX))
+        if hello.adopted_by:
+            stream.late_until_seq = SEQ_MAX
         stream.welcome_seq = hello.first_seq
         stream.heard_ms = now_ms
-        stream.ending = False
+        stream.ending = stream.abandoned = False
         self._close_gap(stream)
-        if stream.loaded:
+        if stream.loaded and stream.is_ahead:
+            self._reload_wanted = True
+        elif stream.loaded:
             self._welcome(stream, effects)
+
+    def _forget_predecessors(self, hello: StreamHello) -> None:
+        """Streams of an earlier incarnation of the sender get no more; whoever adopts them introduces them again."""
+        name = hello.adopted_by or hello.worker
+        for stream in list(self._streams.values()):
+            sender, incarnation = stream.sender
+            if sender == name and incarnation != hello.incarnation and stream.stream_id != hello.stream_id:
+                stream.peer = None
+                stream.abandoned = True
+                self._forget_if_abandoned(stream)
 
     def _on_batch(self, peer: bytes, batch: Batch, size_bytes: int, now_ms: int, effects: list[Effect]) -> None:
         stream = self._streams.get(batch.stream_id)
@@ -269,6 +302,7 @@ class WriterCore:
             stream.accept(PendingBatch(batch, size_bytes, rows, now_ms))
             self._gaps.discard(stream.stream_id)
             self._waiting_rows += rows
+            self._pressed = self._pressed or stream.waiting_bytes * 2 >= self._credit_bytes
             if self._oldest_waiting_ms is None:
                 self._oldest_waiting_ms = now_ms
 
@@ -332,15 +366,42 @@ class WriterCore:
         self._operation = None
         self._loaded_last = True
         self._on_answer(effects)
+        set_back: list[Stream] = []
         for stream_id, position in positions.items():
             stream = self._streams.get(stream_id)
             if stream is None or stream.loaded:
                 continue
             self._unloaded.discard(stream_id)
-            stream.loaded = True
-            stream.committed_seq = stream.received_seq = position
+            in_order = stream.load(position)
+            if not in_order:
+                set_back.append(stream)
             self._welcome(stream, effects)
             self._end_if_done(stream, effects)
+        if set_back:
+            self._on_set_back(set_back, positions, effects)
+
+    def _reload(self, streams: Iterable[Stream]) -> None:
+        """The database may be an older one: positions are read again, and what was received is sent again."""
+        for stream in list(streams):
+            stream.reset()
+            self._unloaded.add(stream.stream_id)
+            self._gaps.discard(stream.stream_id)
+        self._count_waiting()
+
+    def _on_set_back(self, set_back: list[Stream], loaded: Collection[str], effects: list[Effect]) -> None:
+        """These streams stand before what was acknowledged: the others may, too, and those that were delivered."""
+        some = ", ".join(f"{stream.stream_id} of {stream.worker} at {stream.committed_seq}" for stream in set_back[:3])
+        more = f" and {len(set_back) - 3} more" if len(set_back) > 3 else ""
+        effects.append(
+            WriteLog(
+                "error",
+                f"the database is older than what it had acknowledged ({some}{more}); "
+                "the workers are asked for everything they still have",
+            )
+        )
+        self._reload(s for s in self._streams.values() if s.loaded and s.stream_id not in loaded)
+        peers = dict.fromkeys(s.peer for s in self._streams.values() if s.peer is not None)
+        effects += [Send(peer, WhichStream()) for peer in peers]
 
     def _on_committed(self, event: FlushCommitted, now_ms: int, effects: list[Effect]) -> None:
         flush = self._flush
@@ -365,6 +426,7 @@ class WriterCore:
             if stream.refused and stream.pending_bytes < self._credit_bytes:
                 self._rewind(stream, now_ms, effects)
             self._end_if_done(stream, effects)
+            self._forget_if_abandoned(stream)
         self._count_waiting()
 
     def _on_failed(self, event: DatabaseFailed, now_ms: int, effects: list[Effect]) -> None:
@@ -392,6 +454,9 @@ class WriterCore:
             self._finished = True
             effects.append(Finish(self._pending_rows()))
             return
+        if self._reload_wanted and self._operation is None and self._flush is None:
+            self._reload_wanted = False
+            self._reload(self._streams.values())
         if self._operation is not None or (self._retry_at is not None and now_ms < self._retry_at):
             return
         if self._flush is not None:
@@ -411,6 +476,7 @@ class WriterCore:
         return (
             self._stop_deadline is not None
             or self._waiting_rows >= FLUSH_ROWS
+            or self._pressed
             or now_ms >= self._oldest_waiting_ms + FLUSH_MS
         )
 
@@ -428,7 +494,13 @@ class WriterCore:
             if stream.waiting:
                 turn.append(stream)
         parts = [
-            StreamPart(stream_id, stream.worker, stream.committed_seq, [pending.batch for pending in some])
+            StreamPart(
+                stream_id,
+                stream.worker,
+                stream.committed_seq,
+                [pending.batch for pending in some],
+                late=some[0].batch.seq <= stream.late_until_seq,
+            )
             for stream_id, some in taken.items()
             for stream in [self._streams[stream_id]]
         ]
@@ -440,6 +512,7 @@ class WriterCore:
     def _count_waiting(self) -> None:
         self._waiting_rows = 0
         self._oldest_waiting_ms = None
+        self._pressed = any(s.waiting_bytes * 2 >= self._credit_bytes for s in self._streams.values())
         for stream in self._streams.values():
             for index in range(stream.taken, len(stream.pending)):
                 pending = stream.pending[index]
@@ -453,6 +526,10 @@ class WriterCore:
         if stream.ending and stream.loaded and not stream.pending:
             self._forget(stream)
             effects.append(MarkEnded([stream.stream_id]))
+
+    def _forget_if_abandoned(self, stream: Stream) -> None:
+        if stream.abandoned and not stream.pending:
+            self._forget(stream)
 
     def _keep_house(self, now_ms: int) -> None:
         self._housekeeping_at = now_ms + HOUSEKEEPING_MS

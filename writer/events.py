@@ -1,9 +1,9 @@
 """What the writer's core hears, and what it asks for.  Events are facts in the past tense, effects imperatives.
 
 For a test double of the database: ``LoadLedger`` is answered by ``LedgerLoaded`` or ``DatabaseFailed``,
-``CommitFlush`` by ``FlushCommitted`` or ``DatabaseFailed``.  The core asks for one of them at a time and repeats it,
-unchanged, after a failure; a failed commit may nevertheless have happened (its COMMIT's outcome can be unknown), which
-the database finds out by comparing the ledger with each part's ``base_seq``.
+``CommitFlush`` by ``FlushCommitted``, ``LedgerWentBack`` or ``DatabaseFailed``.  The core asks for one of them at a
+time and repeats it, unchanged, after a failure; a failed commit may nevertheless have happened (its COMMIT's outcome
+can be unknown), which the database finds out by comparing the ledger with each part's ``base_seq``.
 """
 
 from typing import Literal
@@ -20,6 +20,7 @@ class StreamPart(msgspec.Struct, frozen=True):
     worker: str
     base_seq: int  # the ledger's last_seq before this flush; 0: the stream has no row yet
     batches: list[Batch]  # by rising seq; not empty
+    late: bool = False  # others may have claimed these ticks meanwhile: adopted, or sent again to an older database
 
     @property
     def first_seq(self) -> int:
@@ -70,6 +71,13 @@ class FlushCommitted(msgspec.Struct, frozen=True):
     rejects: int = 0
 
 
+class LedgerWentBack(msgspec.Struct, frozen=True):
+    """A stream of the flush stands before its ``base_seq``: the database is an older one.  Nothing was committed."""
+
+    flush_id: int
+    positions: dict[str, int]  # the ledger's last_seq of each stream of the flush
+
+
 FailureKind = Literal["retry", "fatal"]
 
 
@@ -86,7 +94,9 @@ class StopRequested(msgspec.Struct, frozen=True):
     grace_ms: int
 
 
-Event = MessageReceived | PeerUnreachable | LedgerLoaded | FlushCommitted | DatabaseFailed | StopRequested
+Event = (
+    MessageReceived | PeerUnreachable | LedgerLoaded | FlushCommitted | LedgerWentBack | DatabaseFailed | StopRequested
+)
 
 # ---- effects --------------------------------------------------------------------------------------------------------
 

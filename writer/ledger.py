@@ -1,17 +1,19 @@
 """The ledger, table ingest_stream: how far each stream is committed.
 
 Its rows move in the transaction that writes the stream's records, by compare-and-set, so a batch can't be in twice.
-Nothing here begins or ends a transaction.
+A row that stands before what was committed once means that the database is an older one; so rows are deleted only when
+nothing can follow in their stream (see writer.partitions).  Nothing here begins or ends a transaction.
 """
 
-import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from cluster.database import Connection
 from writer.events import StreamPart
 
-logger = logging.getLogger("writer.ledger")
+STREAMS_NAMED_MAX = 3  # in a line of the log
 
 
 class LedgerMovedError(Exception):
@@ -35,7 +37,12 @@ async def mark_ended(conn: Connection, stream_ids: Sequence[str]) -> None:
 
 
 async def advance(conn: Connection, parts: list[StreamPart]) -> None:
-    """Move each stream from base_seq to last_seq.  Raises LedgerMovedError when one is elsewhere."""
+    """Move each stream from base_seq to last_seq.  Raises LedgerMovedError when one is elsewhere.
+
+    Flushes come one after the other until the transaction ends, those of another writer included (an old one's last, a
+    new one's first): at the same time, neither would see what the other polled or missed.
+    """
+    await conn.execute("SELECT pg_advisory_xact_lock(hashtext('ringpoll flush'))")
     moved = 0
     known = [part for part in parts if part.base_seq > 0]
     new = [part for part in parts if part.base_seq == 0]
@@ -69,24 +76,27 @@ async def advance(conn: Connection, parts: list[StreamPart]) -> None:
         raise LedgerMovedError
 
 
-async def leave_out(conn: Connection, parts: list[StreamPart]) -> tuple[list[StreamPart], dict[str, int]]:
-    """The parts as they have to be written given the ledger as it stands, and the positions that are ahead of them."""
-    ledger = await positions(conn, [part.stream_id for part in parts])
-    rest: list[StreamPart] = []
-    ahead: dict[str, int] = {}
-    for part in parts:
-        last_seq = ledger[part.stream_id]
-        if last_seq >= part.last_seq:
-            ahead[part.stream_id] = last_seq
-            continue
-        if last_seq < part.base_seq:
-            logger.error(
-                "the ledger of stream %s of %s went back from %d to %d: the database lost committed results",
-                part.stream_id,
-                part.worker,
-                part.base_seq,
-                last_seq,
-            )
-        batches = [batch for batch in part.batches if batch.seq > last_seq]
-        rest.append(StreamPart(part.stream_id, part.worker, last_seq, batches))
-    return rest, ahead
+def leave_out(parts: list[StreamPart], found: Mapping[str, int]) -> list[StreamPart]:
+    """The parts as they have to be written when the ledger stands at ``found``: without what is in already."""
+    return [
+        msgspec.structs.replace(
+            part,
+            base_seq=found[part.stream_id],
+            batches=[batch for batch in part.batches if batch.seq > found[part.stream_id]],
+        )
+        for part in parts
+        if found[part.stream_id] < part.last_seq
+    ]
+
+
+def describe_set_back(parts: Sequence[StreamPart], known: Mapping[str, int], found: Mapping[str, int]) -> str | None:
+    """Which streams stand before what is known of them, in words; None: none does."""
+    back = [part for part in parts if found[part.stream_id] < known[part.stream_id]]
+    if not back:
+        return None
+    some = ", ".join(
+        f"{part.stream_id} of {part.worker} went back from {known[part.stream_id]} to {found[part.stream_id]}"
+        for part in back[:STREAMS_NAMED_MAX]
+    )
+    more = f" and {len(back) - STREAMS_NAMED_MAX} more" if len(back) > STREAMS_NAMED_MAX else ""
+    return f"{some}{more}"

@@ -4,6 +4,10 @@ Creating attaches a table that was made beside (SHARE UPDATE EXCLUSIVE on poll_r
 Dropping needs a short exclusive lock; who holds the table for longer than ``LOCK_TIMEOUT_MS`` wins, and the next round
 tries again.  Missed ranges, ledger rows, rejects and ended spans beyond the retention are deleted in chunks.
 
+A ledger row that is missing means that the database was set back, so one is deleted only when nothing can follow in
+its stream: it has ended, or it has been idle for LEDGER_IDLE_DAYS.  A worker whose projects are all polled yearly
+commits something once a year.
+
 ``Maintenance`` is a series of short steps on the store's connection, so that flushes come in between; nothing here
 runs beside a flush, so the two can't deadlock.
 """
@@ -21,6 +25,7 @@ DAY_MS = 86_400_000
 DAYS_AHEAD = 3
 LOCK_TIMEOUT_MS = 2_000
 DELETE_CHUNK_ROWS = 5_000
+LEDGER_IDLE_DAYS = 800  # more than two of the longest intervals (a year)
 PREFIX = "poll_results_"
 EPOCH = date(1970, 1, 1)
 
@@ -111,23 +116,24 @@ async def _keep_from(conn: Connection, day: int) -> None:
     )
 
 
-# What is deleted by rows, and the column that says how old a row is.
-_AGES = {
-    "missed_polls": "last_tick",
-    "ingest_stream": "updated_at",
-    "ingest_reject": "rejected_at",
-    "project_spans": "until",
+# What is deleted by rows, and which rows are older than an instant.
+_OLDER = {
+    "missed_polls": "last_tick < {}",
+    "ingest_stream": "greatest(ended_at, updated_at) < {0} AND "
+    f"(ended_at IS NOT NULL OR updated_at < least({{0}}, now() - interval '{LEDGER_IDLE_DAYS} days'))",
+    "ingest_reject": "rejected_at < {}",
+    "project_spans": "until < {}",
 }
 
 
 async def delete_chunk(conn: Connection, table: str, day: int) -> bool:
     """Delete at most DELETE_CHUNK_ROWS rows of before a day; True: there may be more."""
-    age = _AGES[table]
+    older = _OLDER[table].format("$1::text::timestamptz")
     async with conn.transaction():
         await _keep_from(conn, day)
         status = await conn.execute(
             f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("  # noqa: S608 - names of ours
-            f"SELECT ctid FROM {table} WHERE {age} < $1::text::timestamptz LIMIT {DELETE_CHUNK_ROWS}))",
+            f"SELECT ctid FROM {table} WHERE {older} LIMIT {DELETE_CHUNK_ROWS}))",
             f"{date_of(day)} 00:00:00+00",
         )
     return bool(status == f"DELETE {DELETE_CHUNK_ROWS}")
@@ -161,7 +167,7 @@ class Maintenance(msgspec.Struct):
             return lambda conn: delete_chunk(conn, table, oldest)
 
         ahead = [create_day(day) for day in range(today, today + DAYS_AHEAD + 1)]
-        return cls([*ahead, drop_one, *(delete_from(table) for table in _AGES)])
+        return cls([*ahead, drop_one, *(delete_from(table) for table in _OLDER)])
 
     async def run_step(self, conn: Connection) -> bool:
         """Do one step; False: the round is over."""

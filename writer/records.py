@@ -43,6 +43,13 @@ class MissedRecord(msgspec.Struct, frozen=True, gc=False):
     origin: RecordOrigin
 
 
+class TickSpread(msgspec.Struct):
+    """Which time the results of a stream in a flush spread over."""
+
+    first_ms: int
+    last_ms: int
+
+
 class Rejected(msgspec.Struct, frozen=True):
     """A record for ingest_reject."""
 

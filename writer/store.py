@@ -3,14 +3,16 @@
 A flush is committed on the *fast path*: the ledger rows move from ``base_seq`` to ``last_seq``, results go by COPY
 straight into their day's result partition, missed ranges follow.  When the server objects:
 
-- the ledger is not at ``base_seq``: it is read, what is already in is left out, and the rest is tried again.  This is
-  also how an unknown outcome of a COMMIT is resolved, after a new connection;
-- a unique violation, or data the server refuses: the same transaction again on the *careful path*, through a
-  staging table with ON CONFLICT DO NOTHING, refused parts halved down to single records, which go to ingest_reject;
+- the ledger is ahead of ``base_seq``: what is already in is left out, and the rest is tried again.  This is also how
+  an unknown outcome of a COMMIT is resolved, after a new connection.  The ledger is before ``base_seq``: the database
+  is an older one; nothing is committed, and ``LedgerWentBack`` returned;
+- a unique violation, or data the server refuses: the same transaction again on the *careful path*, which asks first
+  what is there already, and halves what the server refuses down to single records, which go to ingest_reject.  A flush
+  that follows one with duplicates takes it at once;
 - no partition for a day: it is created, in a transaction of its own, and the flush tried again.
 
-Missed ranges for ``handover`` and ``down`` are claims: ticks that are in the tables already are taken out of them.  In
-turn a doubtful result takes its tick out of a range that has it.
+A result takes its tick out of a missed range that has it, and of a missed range only what is in neither table is
+stored: whatever the order in which streams speak of a tick, it is counted once (see writer.taken).
 
 Errors of the connection or the set-up are the caller's: ``commit`` raises StoreError and may be called again with the
 same flush.  The store keeps one connection, and replaces it after an error.  It decides no retries, and runs one
@@ -21,8 +23,8 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 import asyncpg
 import msgspec
@@ -31,27 +33,32 @@ from cluster import database
 from cluster.database import Connection, Failure
 from cluster.errors import ClusterError
 from writer import ledger, partitions
-from writer.events import FailureKind, Flush, FlushCommitted, StreamPart
+from writer.events import FailureKind, Flush, FlushCommitted, LedgerWentBack, StreamPart
 from writer.records import (
     FUTURE_MS,
-    MISSED_COLUMNS,
     RESULT_COLUMNS,
     MissedRecord,
     RecordOrigin,
     Rejected,
     ResultRecord,
+    TickSpread,
     day_of,
     fault_of_missed,
     fault_of_result,
-    missed_rows,
     reject_row,
     result_rows,
 )
-from writer.taken import free, unclaimed
+from writer.taken import absent, free, store_ranges, unclaimed
 
 OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
 ATTEMPTS_MAX = 4  # of one flush per call: ledger, partition, careful path
-CLAIM_REASONS = frozenset({"handover", "down"})
+# The store looks rows up by key and never joins or scans whole tables, so plans that would are out of the question,
+# however small a table was when the plan was made.  A server must not wait for ever for a writer that has vanished.
+SESSION = """
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
+    SET idle_in_transaction_session_timeout = '60s';
+    SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+"""
 
 logger = logging.getLogger("writer.store")
 Item = TypeVar("Item")
@@ -69,16 +76,15 @@ class _Plan(msgspec.Struct):
     """A flush sorted by where its records go."""
 
     results: dict[int, list[ResultRecord]]  # by UTC day
+    spreads: dict[str, TickSpread]  # of these results, by stream
     missed: list[MissedRecord]
-    claims: list[MissedRecord]
-    doubtful: list[ResultRecord]
     rejected: list[Rejected]
 
 
 class _Written(msgspec.Struct):
-    results: int = 0
-    duplicates: int = 0
-    rejected: list[Rejected] = []
+    results: int
+    duplicates: int
+    rejected: list[Rejected]
 
 
 async def open_connection(url: str) -> Connection:
@@ -92,6 +98,7 @@ async def open_connection(url: str) -> Connection:
             decoder=lambda instant: instant[0],
             format="tuple",
         )
+        await conn.execute(SESSION)
     except BaseException:
         conn.terminate()
         raise
@@ -107,6 +114,7 @@ class Store:
         self._wall_ms = wall_ms
         self._conn: Connection | None = None
         self._in_doubt: int | None = None  # the flush whose COMMIT may or may not have happened
+        self._expect_duplicates = False  # the last flush had some
 
     # ---- operations -------------------------------------------------------------------------------------------------
 
@@ -118,7 +126,7 @@ class Store:
         """Note that nothing follows in these streams.  Raises StoreError."""
         await self.run(lambda conn: ledger.mark_ended(conn, stream_ids))
 
-    async def commit(self, flush: Flush) -> FlushCommitted:
+    async def commit(self, flush: Flush) -> FlushCommitted | LedgerWentBack:
         """Commit a flush; what of it was in already is left out.  Raises StoreError."""
         return await self.run(lambda conn: self._commit(conn, flush))
 
@@ -155,12 +163,12 @@ class Store:
 
     # ---- one flush --------------------------------------------------------------------------------------------------
 
-    async def _commit(self, conn: Connection, flush: Flush) -> FlushCommitted:
+    async def _commit(self, conn: Connection, flush: Flush) -> FlushCommitted | LedgerWentBack:
         parts = flush.parts
-        positions = {part.stream_id: part.last_seq for part in parts}
+        known = {part.stream_id: part.base_seq for part in parts}
         in_doubt = self._in_doubt == flush.flush_id
         self._in_doubt = None
-        write = _write_fast
+        write = _write_careful if self._expect_duplicates else _write_fast
         for _ in range(ATTEMPTS_MAX):
             if not parts:
                 break
@@ -168,8 +176,11 @@ class Store:
             try:
                 written = await self._transact(conn, flush.flush_id, parts, plan, write)
             except ledger.LedgerMovedError:
-                parts, moved = await ledger.leave_out(conn, parts)
-                positions.update(moved)
+                found = await ledger.positions(conn, list(known))
+                if _is_set_back(flush.parts, known, found):
+                    return LedgerWentBack(flush.flush_id, found)
+                known = found
+                parts = ledger.leave_out(parts, found)
             except partitions.MissingPartitionError:
                 for day in plan.results:
                     await partitions.create(conn, day)
@@ -179,6 +190,8 @@ class Store:
                 logger.info("flush %d is written carefully: %s", flush.flush_id, database.describe(error))
                 write = _write_careful
             else:
+                self._expect_duplicates = written.duplicates > 0
+                positions = known | {part.stream_id: part.last_seq for part in parts}
                 return FlushCommitted(
                     flush.flush_id, positions, written.results, written.duplicates, len(written.rejected)
                 )
@@ -186,7 +199,7 @@ class Store:
             raise StoreError("retry", f"a flush of {flush.rows} rows found no rest in {ATTEMPTS_MAX} attempts")
         # Everything is in already: an earlier attempt of this flush succeeded after all.
         rows = sum(len(batch.results) for part in flush.parts for batch in part.batches) if in_doubt else 0
-        return FlushCommitted(flush.flush_id, positions, rows)
+        return FlushCommitted(flush.flush_id, known, rows)
 
     async def _transact(
         self, conn: Connection, flush_id: int, parts: list[StreamPart], plan: _Plan, write: "_Write"
@@ -196,8 +209,6 @@ class Store:
         try:
             await ledger.advance(conn, parts)
             written = await write(conn, plan)
-            if plan.doubtful:
-                await free(conn, plan.doubtful)
             if written.rejected:
                 await _set_aside(conn, written.rejected)
         except Exception:  # not when cancelled: the operation's time is over, and the connection is abandoned
@@ -213,28 +224,45 @@ class Store:
         wall_ms = self._wall_ms()
         oldest_ms = partitions.oldest_day(wall_ms, self._retention_days) * partitions.DAY_MS
         newest_ms = wall_ms + FUTURE_MS
-        plan = _Plan(defaultdict(list), [], [], [], [])
+        plan = _Plan(defaultdict(list), {}, [], [])
         for part in parts:
             origin = RecordOrigin(part.stream_id, part.worker)
             for batch in part.batches:
-                for result in batch.results:
-                    record = ResultRecord(result, origin)
-                    if oldest_ms <= result.scheduled_at_ms <= newest_ms:
-                        plan.results[day_of(result.scheduled_at_ms)].append(record)
-                        if result.doubtful and result.trigger == "tick":
-                            plan.doubtful.append(record)
-                    else:
-                        plan.rejected.append(Rejected(record, fault_of_result(result, oldest_ms)))
+                _plan_results([ResultRecord(r, origin) for r in batch.results], oldest_ms, newest_ms, plan)
                 for missed in batch.missed:
-                    entry = MissedRecord(missed, origin)
                     fault = fault_of_missed(missed, newest_ms)
-                    if fault is not None:
-                        plan.rejected.append(Rejected(entry, fault))
-                    elif missed.reason in CLAIM_REASONS:
-                        plan.claims.append(entry)
+                    if fault is None:
+                        plan.missed.append(MissedRecord(missed, origin))
                     else:
-                        plan.missed.append(entry)
+                        plan.rejected.append(Rejected(MissedRecord(missed, origin), fault))
         return plan
+
+
+def _is_set_back(parts: list[StreamPart], known: dict[str, int], found: dict[str, int]) -> bool:
+    back = ledger.describe_set_back(parts, known, found)
+    if back is not None:
+        logger.error("the database lost committed results; asking the workers for them again: %s", back)
+    return back is not None
+
+
+def _plan_results(records: list[ResultRecord], oldest_ms: int, newest_ms: int, plan: _Plan) -> None:
+    """Sort the results of one batch into the plan."""
+    kept = [record for record in records if oldest_ms <= record.result.scheduled_at_ms <= newest_ms]
+    if len(kept) < len(records):
+        outside = (r for r in records if not oldest_ms <= r.result.scheduled_at_ms <= newest_ms)
+        plan.rejected += [Rejected(record, fault_of_result(record.result, oldest_ms)) for record in outside]
+    if not kept:
+        return
+    instants = [record.result.scheduled_at_ms for record in kept]
+    first_ms, last_ms = min(instants), max(instants)
+    spread = plan.spreads.setdefault(kept[0].origin.stream_id, TickSpread(first_ms, last_ms))
+    spread.first_ms = min(spread.first_ms, first_ms)
+    spread.last_ms = max(spread.last_ms, last_ms)
+    if day_of(first_ms) == day_of(last_ms):
+        plan.results[day_of(first_ms)] += kept
+    else:
+        for record in kept:
+            plan.results[day_of(record.result.scheduled_at_ms)].append(record)
 
 
 _Write = Callable[[Connection, _Plan], Awaitable[_Written]]
@@ -247,61 +275,57 @@ async def _set_aside(conn: Connection, rejected: list[Rejected]) -> None:
     )
 
 
+async def _copy_results(conn: Connection, day: int, records: Iterable[ResultRecord]) -> None:
+    try:
+        await conn.copy_records_to_table(partitions.name_of(day), records=result_rows(records), columns=RESULT_COLUMNS)
+    except asyncpg.UndefinedTableError as error:
+        raise partitions.MissingPartitionError(day) from error
+
+
 # ---- the fast path --------------------------------------------------------------------------------------------------
 
 
 async def _write_fast(conn: Connection, plan: _Plan) -> _Written:
     for day, records in plan.results.items():
-        await _copy_results(conn, partitions.name_of(day), day, records)
-    missed = plan.missed
-    if plan.claims:
-        missed = missed + await unclaimed(conn, plan.claims, among=plan.missed)
-    if missed:
-        await conn.copy_records_to_table("missed_polls", records=missed_rows(missed), columns=MISSED_COLUMNS)
+        await _copy_results(conn, day, records)
+    await free(conn, plan.spreads, plan.results.values())
+    await store_ranges(conn, await unclaimed(conn, plan.missed))
     return _Written(sum(len(records) for records in plan.results.values()), 0, plan.rejected)
-
-
-async def _copy_results(conn: Connection, table: str, day: int, records: list[ResultRecord]) -> None:
-    try:
-        await conn.copy_records_to_table(table, records=result_rows(records), columns=RESULT_COLUMNS)
-    except asyncpg.UndefinedTableError as error:
-        raise partitions.MissingPartitionError(day) from error
 
 
 # ---- the careful path -----------------------------------------------------------------------------------------------
 
-_STAGING = "CREATE TEMP TABLE IF NOT EXISTS ringpoll_staging (LIKE poll_results) ON COMMIT DELETE ROWS"
-_COLUMNS = ", ".join(RESULT_COLUMNS)
-
 
 async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
-    await conn.execute(_STAGING)
     written = _Written(0, 0, list(plan.rejected))
+    stored: list[list[ResultRecord]] = []
+
+    def reject(one: ResultRecord | MissedRecord, error: Exception) -> None:
+        if isinstance(one, ResultRecord) and isinstance(error, asyncpg.UniqueViolationError):
+            # Somebody who does not take turns with us has added it since we looked.
+            written.duplicates += 1
+        else:
+            written.rejected.append(Rejected(one, database.describe(error)))
 
     for day, records in plan.results.items():
-        partition = partitions.name_of(day)
-        if await conn.fetchval("SELECT to_regclass($1)", partition) is None:
+        if await conn.fetchval("SELECT to_regclass($1)", partitions.name_of(day)) is None:
             raise partitions.MissingPartitionError(day)
 
-        async def merge(some: list[ResultRecord], into: str = partition) -> None:
-            await conn.copy_records_to_table("ringpoll_staging", records=result_rows(some), columns=RESULT_COLUMNS)
-            status = await conn.execute(
-                f"INSERT INTO {into} ({_COLUMNS}) SELECT {_COLUMNS} FROM ringpoll_staging ON CONFLICT DO NOTHING"  # noqa: S608
-            )
-            await conn.execute("TRUNCATE ringpoll_staging")
-            inserted = int(status.rpartition(" ")[2])
-            written.results += inserted
-            written.duplicates += len(some) - inserted
+        async def add_results(some: list[ResultRecord], day: int = day) -> None:
+            new = await absent(conn, partitions.name_of(day), some)
+            if new:
+                await _copy_results(conn, day, new)
+            written.results += len(new)
+            written.duplicates += len(some) - len(new)
+            stored.append(new)
 
-        await _halve(conn, records, merge, lambda one, error: written.rejected.append(Rejected(one, error)))
+        await _halve(conn, records, add_results, reject)
+    await free(conn, plan.spreads, stored)
 
-    async def insert(some: list[MissedRecord]) -> None:
-        # Something is doubled or refused here, so every range is taken for a claim.
-        rest = await unclaimed(conn, some)
-        await conn.copy_records_to_table("missed_polls", records=missed_rows(rest), columns=MISSED_COLUMNS)
+    async def add_ranges(some: list[MissedRecord]) -> None:
+        await store_ranges(conn, await unclaimed(conn, some))
 
-    missed = plan.missed + plan.claims
-    await _halve(conn, missed, insert, lambda one, error: written.rejected.append(Rejected(one, error)))
+    await _halve(conn, plan.missed, add_ranges, reject)
     return written
 
 
@@ -309,7 +333,7 @@ async def _halve(
     conn: Connection,
     records: list[Item],
     write: Callable[[list[Item]], Awaitable[None]],
-    reject: Callable[[Item, str], Any],
+    reject: Callable[[Item, Exception], None],
 ) -> None:
     """Write all records the server takes; those it refuses are found by halving, each half in a savepoint."""
     stack = [records] if records else []
@@ -322,7 +346,7 @@ async def _halve(
             if conn.is_closed() or database.classify(error) is not Failure.REJECT:
                 raise
             if len(some) == 1:
-                reject(some[0], database.describe(error))
+                reject(some[0], error)
             else:
                 middle = len(some) // 2
                 stack += [some[middle:], some[:middle]]

@@ -1,70 +1,247 @@
-"""Claims and doubtful results resolved against the tables, so that no tick is both polled and missed.
+"""Results and missed ranges made to agree with the tables: a tick is polled or missed, and counted once.
 
-``unclaimed``: which ticks of a missed range are accounted for already.  Each claim is looked up by primary key,
-CLAIMS_PER_QUERY at a time; what is found is taken out by writer.claims.
+Records of the same ticks come from several streams when a worker has died, hung, or when a database was set back, and
+in any order.  So no record is trusted to be the first to speak of its tick.  What holds after every flush, whatever
+came before it:  polled = every tick whose result was stored;  missed = every tick of every range, less those polled.
 
-``free``: a tick that an owner counted missed before it died, and the next owner polled, is taken out of its range.
+- ``absent``: results whose (project, instant) is not in a partition yet;
+- ``free``: ticks that were counted missed and now have a result are taken out of their range;
+- ``unclaimed``: of new ranges, what is neither polled nor in another range.
+
+Hardly anything is found in the ordinary case, so each begins with a question about everything at once.  All look-ups
+are by key; what they cost is in proportion to the records of the flush, not to the tables or the length of ranges.
+The caller has the tables for itself (see writer.ledger) and a transaction.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from cluster.database import Connection
 from cluster.messages.results import MissedRange
-from writer.claims import subtract
-from writer.records import MISSED_COLUMNS, MissedRecord, RecordOrigin, ResultRecord, missed_rows, ms_of_pg, pg_us
+from writer.claims import RangeIndex, TakenRange, subtract
+from writer.records import (
+    MISSED_COLUMNS,
+    MissedRecord,
+    RecordOrigin,
+    ResultRecord,
+    TickSpread,
+    missed_rows,
+    ms_of_pg,
+    pg_us,
+)
 
-CLAIMS_PER_QUERY = 2_000
+CLAIMS_PER_QUERY = 10_000
+RANGES_PEEKED = 100
+# Ranges of one grid don't overlap, so of those that begin before an instant only the last can reach beyond it; where
+# an interval has just changed, ranges of the old grid and of the new lie across each other for a moment.
+LOOK_BACK = 3
+
+# LATERAL with OFFSET or LIMIT keeps the planner from joining whole tables: each row of the arrays is looked up by key.
 
 
-async def unclaimed(
-    conn: Connection, claims: list[MissedRecord], *, among: Sequence[MissedRecord] = ()
-) -> list[MissedRecord]:
-    """What of the claims is in neither table, nor in ``among``, nor in an earlier claim."""
-    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    claimed_ids = {claim.missed.project_id for claim in claims}
-    for record in among:
-        if record.missed.project_id in claimed_ids:
-            ranges[record.missed.project_id].append((record.missed.first_tick_ms, record.missed.last_tick_ms))
+# ---- results that are there already ---------------------------------------------------------------------------------
+
+_PRESENT = """
+    SELECT k.n FROM unnest($1::bigint[], $2::timestamptz[]) WITH ORDINALITY AS k(id, at, n)
+    CROSS JOIN LATERAL (SELECT FROM {} WHERE project_id = k.id AND scheduled_at = k.at LIMIT 1) r
+"""
+
+
+async def absent(conn: Connection, partition: str, records: Sequence[ResultRecord]) -> list[ResultRecord]:
+    """Those of the records that are not in the partition, and of several with the same key the first."""
+    keys = {(record.result.project_id, record.result.scheduled_at_ms): record for record in reversed(records)}
+    kept = list(keys.values())
+    rows = await conn.fetch(
+        _PRESENT.format(partition),
+        [record.result.project_id for record in kept],
+        [pg_us(record.result.scheduled_at_ms) for record in kept],
+    )
+    present = {row[0] - 1 for row in rows}
+    return [record for index, record in enumerate(kept) if index not in present]
+
+
+# ---- ticks that were missed and now are polled ----------------------------------------------------------------------
+
+# Streams among whose ticks there may be a missed one.  Ranges that end after the first of the ticks are few as long as
+# results are recent; of many, nothing is said here.
+_STREAMS_CONCERNED = f"""
+    SELECT s.n FROM unnest($1::timestamptz[], $2::timestamptz[]) WITH ORDINALITY AS s(low, high, n)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS peeked, bool_or(first_tick <= s.high) AS found
+        FROM (SELECT first_tick FROM missed_polls WHERE last_tick >= s.low
+              ORDER BY last_tick LIMIT {RANGES_PEEKED}) nearby
+    ) p
+    WHERE p.found OR p.peeked = {RANGES_PEEKED}
+"""  # noqa: S608 - no outside text
+
+_RANGES_OVERLAPPING = f"""
+    SELECT w.id, m.first_tick, m.last_tick, m.ticks, m.reason, m.worker, m.epoch
+    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w(id, low, high)
+    CROSS JOIN LATERAL (
+        SELECT max(last_tick) AS last_tick
+        FROM (SELECT last_tick FROM missed_polls WHERE project_id = w.id AND first_tick <= w.high
+              ORDER BY first_tick DESC LIMIT {LOOK_BACK}) nearby
+    ) newest
+    CROSS JOIN LATERAL (
+        (SELECT * FROM missed_polls WHERE project_id = w.id AND first_tick < w.low
+         ORDER BY first_tick DESC LIMIT {LOOK_BACK})
+        UNION ALL
+        (SELECT * FROM missed_polls WHERE project_id = w.id AND first_tick BETWEEN w.low AND w.high OFFSET 0)
+    ) m
+    WHERE newest.last_tick >= w.low AND m.last_tick >= w.low
+"""  # noqa: S608
+
+_DELETE_RANGES = """
+    DELETE FROM missed_polls m USING unnest($1::bigint[], $2::timestamptz[]) AS d(id, first)
+    WHERE m.project_id = d.id AND m.first_tick = d.first
+    RETURNING m.project_id, m.first_tick
+"""
+
+
+async def free(conn: Connection, spreads: Mapping[str, TickSpread], stored: Iterable[list[ResultRecord]]) -> None:
+    """Take the ticks of these results out of the missed ranges that have them.
+
+    ``stored``: the results that this flush has added; ``spreads``: by stream, which time their ticks spread over.
+    """
+    streams = await _streams_concerned(conn, spreads)
+    if not streams:
+        return
+    ticks: dict[tuple[str, int], list[int]] = defaultdict(list)  # by stream and project: a replayed one is far behind
+    for records in stored:
+        for record in records:
+            if record.result.trigger == "tick" and record.origin.stream_id in streams:
+                ticks[record.origin.stream_id, record.result.project_id].append(record.result.scheduled_at_ms)
+    rows = await conn.fetch(
+        _RANGES_OVERLAPPING,
+        [project_id for _, project_id in ticks],
+        [pg_us(min(some)) for some in ticks.values()],
+        [pg_us(max(some)) for some in ticks.values()],
+    )
+    cut = _cut(rows, ticks)
+    if cut:
+        keys = list(cut)
+        deleted = await conn.fetch(_DELETE_RANGES, [key[0] for key in keys], [key[1] for key in keys])
+        remaining = [part for project_id, first in deleted for part in cut[project_id, first]]
+        await store_ranges(conn, remaining)
+
+
+async def _streams_concerned(conn: Connection, spreads: Mapping[str, TickSpread]) -> set[str]:
+    rows = await conn.fetch(
+        _STREAMS_CONCERNED,
+        [pg_us(spread.first_ms) for spread in spreads.values()],
+        [pg_us(spread.last_ms) for spread in spreads.values()],
+    )
+    stream_ids = list(spreads)
+    return {stream_ids[row[0] - 1] for row in rows}
+
+
+def _cut(rows: Iterable[Any], ticks: Mapping[tuple[str, int], list[int]]) -> dict[tuple[int, int], list[MissedRecord]]:
+    """By key in the table, the ranges that have one of the ticks, and what remains of them."""
+    found = {(row[0], row[1]): row for row in rows}
+    project_ids = {key[0] for key in found}
+    polled: dict[int, list[int]] = defaultdict(list)
+    for (_, project_id), some in ticks.items():
+        if project_id in project_ids:
+            polled[project_id] += some
+    for some in polled.values():
+        some.sort()
+    cut = {}
+    for key, (project_id, first, last, count, reason, worker, epoch) in found.items():
+        first_ms, last_ms = ms_of_pg(first), ms_of_pg(last)
+        step_ms = TakenRange.of(first_ms, last_ms, count).step_ms
+        whole = MissedRange(project_id, first_ms, last_ms, step_ms, reason, epoch)
+        some = polled[project_id]
+        within = some[bisect_left(some, first_ms) : bisect_right(some, last_ms)]
+        parts = subtract(whole, within, [])
+        if parts != [whole]:
+            cut[key] = [MissedRecord(part, RecordOrigin("", worker)) for part in parts]
+    return cut
+
+
+# ---- ticks that are claimed to be missed ----------------------------------------------------------------------------
+
+_CLAIMS_CONCERNED = f"""
+    SELECT c.n FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS c(id, first, last, n)
+    CROSS JOIN LATERAL (
+        (SELECT FROM poll_results
+         WHERE project_id = c.id AND scheduled_at BETWEEN c.first AND c.last AND trigger = 'tick' LIMIT 1)
+        UNION ALL
+        (SELECT FROM (SELECT last_tick FROM missed_polls WHERE project_id = c.id AND first_tick <= c.last
+                      ORDER BY first_tick DESC LIMIT {LOOK_BACK}) m
+         WHERE m.last_tick >= c.first)
+        LIMIT 1
+    ) found
+"""  # noqa: S608
+
+# Results come as runs of ticks that follow each other, so that a claim of long ago that was polled throughout is one.
+_CLAIMS_TAKEN = f"""
+    SELECT c.n, t.first_tick, t.last_tick, t.ticks
+    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::bigint[])
+         WITH ORDINALITY AS c(id, first, last, step_ms, n)
+    CROSS JOIN LATERAL (
+        SELECT min(at) AS first_tick, max(at) AS last_tick, count(*)::int AS ticks
+        FROM (
+            SELECT at, since_ms / c.step_ms - row_number() OVER (ORDER BY at) AS run
+            FROM (
+                SELECT scheduled_at AS at, round(date_part('epoch', scheduled_at - c.first) * 1000)::bigint AS since_ms
+                FROM poll_results
+                WHERE project_id = c.id AND scheduled_at BETWEEN c.first AND c.last AND trigger = 'tick' OFFSET 0
+            ) polled
+            WHERE since_ms % c.step_ms = 0
+        ) runs
+        GROUP BY run
+        UNION ALL
+        (SELECT first_tick, last_tick, ticks
+         FROM (SELECT * FROM missed_polls WHERE project_id = c.id AND first_tick < c.first
+               ORDER BY first_tick DESC LIMIT {LOOK_BACK}) before
+         WHERE last_tick >= c.first)
+        UNION ALL
+        (SELECT first_tick, last_tick, ticks FROM missed_polls
+         WHERE project_id = c.id AND first_tick BETWEEN c.first AND c.last OFFSET 0)
+    ) t
+"""  # noqa: S608
+
+
+async def unclaimed(conn: Connection, claims: Sequence[MissedRecord]) -> list[MissedRecord]:
+    """What of the claims is in neither table, nor in an earlier one of them."""
+    of_project = Counter(claim.missed.project_id for claim in claims)
+    earlier: dict[int, RangeIndex] = defaultdict(RangeIndex)  # for projects that have several claims
     remaining: list[MissedRecord] = []
     for start in range(0, len(claims), CLAIMS_PER_QUERY):
         chunk = claims[start : start + CLAIMS_PER_QUERY]
-        ticks = await _ticks_taken(conn, chunk)
-        for project_id, first_ms, last_ms in await _ranges_taken(conn, chunk):
-            ranges[project_id].append((first_ms, last_ms))
+        taken = await _claims_taken(conn, chunk)
         for index, claim in enumerate(chunk):
             project_id = claim.missed.project_id
-            for part in subtract(claim.missed, ticks[index], ranges[project_id]):
+            several = of_project[project_id] > 1
+            if not several and index not in taken:
+                remaining.append(claim)
+                continue
+            ranges = taken.get(index, [])
+            if several:
+                ranges = ranges + earlier[project_id].reaching_into(claim.missed)
+            for part in subtract(claim.missed, (), ranges):
                 remaining.append(MissedRecord(part, claim.origin))
-                ranges[project_id].append((part.first_tick_ms, part.last_tick_ms))
+                if several:
+                    earlier[project_id].add(part)
     return remaining
 
 
-# LATERAL ... OFFSET 0 keeps the planner from joining the whole of a table: each claim is looked up by primary key.
-_TICKS_TAKEN = """
-    SELECT c.n, r.scheduled_at
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS c(id, first, last, n)
-    CROSS JOIN LATERAL (
-        SELECT scheduled_at FROM poll_results
-        WHERE project_id = c.id AND scheduled_at BETWEEN c.first AND c.last AND trigger = 'tick' OFFSET 0
-    ) r
-"""
-# Ranges of a project don't overlap, so of those that begin before the claim only the last can reach into it.
-_RANGES_TAKEN = """
-    SELECT DISTINCT c.id, m.first_tick, m.last_tick
-    FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS c(id, first, last)
-    CROSS JOIN LATERAL (
-        (SELECT first_tick, last_tick FROM missed_polls
-         WHERE project_id = c.id AND first_tick < c.first ORDER BY first_tick DESC LIMIT 1)
-        UNION ALL
-        (SELECT first_tick, last_tick FROM missed_polls
-         WHERE project_id = c.id AND first_tick BETWEEN c.first AND c.last OFFSET 0)
-    ) m
-    WHERE m.last_tick >= c.first
-"""
+async def _claims_taken(conn: Connection, claims: Sequence[MissedRecord]) -> dict[int, list[TakenRange]]:
+    """What the tables have of each claim, by its index; nothing for a claim of which they have nothing."""
+    rows = await conn.fetch(_CLAIMS_CONCERNED, *_bounds(claims))
+    concerned = sorted({row[0] - 1 for row in rows})
+    taken: dict[int, list[TakenRange]] = defaultdict(list)
+    if concerned:
+        some = [claims[index] for index in concerned]
+        steps = [claim.missed.interval_ms for claim in some]
+        for n, first, last, ticks in await conn.fetch(_CLAIMS_TAKEN, *_bounds(some), steps):
+            taken[concerned[n - 1]].append(TakenRange.of(ms_of_pg(first), ms_of_pg(last), ticks))
+    return taken
 
 
-def _bounds(claims: list[MissedRecord]) -> tuple[list[int], list[int], list[int]]:
+def _bounds(claims: Sequence[MissedRecord]) -> tuple[list[int], list[int], list[int]]:
     return (
         [claim.missed.project_id for claim in claims],
         [pg_us(claim.missed.first_tick_ms) for claim in claims],
@@ -72,40 +249,6 @@ def _bounds(claims: list[MissedRecord]) -> tuple[list[int], list[int], list[int]
     )
 
 
-async def _ticks_taken(conn: Connection, claims: list[MissedRecord]) -> list[list[int]]:
-    taken: list[list[int]] = [[] for _ in claims]
-    for n, scheduled_at in await conn.fetch(_TICKS_TAKEN, *_bounds(claims)):
-        taken[n - 1].append(ms_of_pg(scheduled_at))
-    return taken
-
-
-async def _ranges_taken(conn: Connection, claims: list[MissedRecord]) -> list[tuple[int, int, int]]:
-    rows = await conn.fetch(_RANGES_TAKEN, *_bounds(claims))
-    return [(project_id, ms_of_pg(first), ms_of_pg(last)) for project_id, first, last in rows]
-
-
-_RANGES_FREED = """
-    DELETE FROM missed_polls m
-    USING (SELECT DISTINCT project_id, first_tick
-           FROM unnest($1::bigint[], $2::timestamptz[]) AS d(id, tick)
-           JOIN missed_polls ON project_id = d.id AND first_tick <= d.tick AND last_tick >= d.tick) c
-    WHERE m.project_id = c.project_id AND m.first_tick = c.first_tick
-    RETURNING m.project_id, m.first_tick, m.last_tick, m.ticks, m.reason, m.worker, m.epoch
-"""
-
-
-async def free(conn: Connection, polled: Sequence[ResultRecord]) -> None:
-    """Take the ticks of these results out of the missed ranges that have them."""
-    ticks: dict[int, list[int]] = defaultdict(list)
-    for record in polled:
-        ticks[record.result.project_id].append(record.result.scheduled_at_ms)
-    pairs = [(project_id, pg_us(tick)) for project_id, some in ticks.items() for tick in some]
-    rows = await conn.fetch(_RANGES_FREED, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    remaining: list[MissedRecord] = []
-    for project_id, first, last, count, reason, worker, epoch in rows:
-        first_ms, last_ms = ms_of_pg(first), ms_of_pg(last)
-        interval_ms = (last_ms - first_ms) // (count - 1) if count > 1 else 1
-        whole = MissedRange(project_id, first_ms, last_ms, interval_ms, reason, epoch)
-        remaining += [MissedRecord(part, RecordOrigin("", worker)) for part in subtract(whole, ticks[project_id], [])]
-    if remaining:
-        await conn.copy_records_to_table("missed_polls", records=missed_rows(remaining), columns=MISSED_COLUMNS)
+async def store_ranges(conn: Connection, ranges: Sequence[MissedRecord]) -> None:
+    if ranges:
+        await conn.copy_records_to_table("missed_polls", records=missed_rows(ranges), columns=MISSED_COLUMNS)

@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from cluster.admin_client import AdminClient, request
-from cluster.cli.options import ADMIN, with_settings
+from cluster.cli.options import ADMIN, PROJECT_ID, with_settings
 from cluster.errors import InvalidInputError
 from cluster.project import ProjectFields, parse_header, project_from_map
 from cluster.settings import Settings
@@ -48,7 +48,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.command()
 @with_settings(*ADMIN)
 @click.argument("url", required=False)
-@click.option("--id", "project_id", type=int, help="Monitor a row that is already in the table.")
+@click.option("--id", "project_id", type=PROJECT_ID, metavar="ID", help="Monitor a row that is already in the table.")
 @click.option("--name", help="A name for people.")
 @click.option("--interval", metavar="DURATION", help="How often: 30s, 5m, 1h.  [default: 60s]")
 @click.option("--method", help="Any HTTP method.  [default: GET]")
@@ -102,7 +102,7 @@ def parse_timeout_ms(text: str) -> int:
 
 @click.command()
 @with_settings(*ADMIN)
-@click.argument("ids", type=int, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=PROJECT_ID, nargs=-1, required=True)
 @click.option("--delete", is_flag=True, help="Also delete the project's row.")
 @click.option("--purge", is_flag=True, help="With --delete: its results go at once, too.")
 def remove(settings: Settings, ids: tuple[int, ...], delete: bool, purge: bool) -> None:

@@ -13,9 +13,9 @@ import msgspec
 import orjson
 
 from cluster import database
-from cluster.audit import Account, AuditReport
+from cluster.audit import AuditReport
 from cluster.audit import audit as run_audit
-from cluster.cli.options import DATABASE, with_settings
+from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.embedded import cluster_database
 from cluster.errors import ClusterError, ExitCode, InvalidInputError
 from cluster.settings import Settings
@@ -88,7 +88,7 @@ def migrate(settings: Settings) -> None:
 
 @click.command()
 @with_settings(*DATABASE)
-@click.argument("project_id", metavar="ID", type=int)
+@click.argument("project_id", metavar="ID", type=PROJECT_ID)
 @click.option("--last", default=20, show_default=True, type=click.IntRange(1, RESULTS_MAX), help="How many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def results(settings: Settings, project_id: int, last: int, as_json: bool) -> None:
@@ -118,7 +118,7 @@ def results(settings: Settings, project_id: int, last: int, as_json: bool) -> No
 @with_settings(*DATABASE)
 @click.option("--from", "since", metavar="TIME", help="Ticks from this instant on: 2026-01-31T12:00Z, or 2h for ago.")
 @click.option("--to", "until", metavar="TIME", help="Ticks before this instant.")
-@click.option("--project", type=int, metavar="ID", help="Only this project.")
+@click.option("--project", type=PROJECT_ID, metavar="ID", help="Only this project.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def audit(settings: Settings, since: str | None, until: str | None, project: int | None, as_json: bool) -> int:
     """Check that every tick that was due was polled or counted missed; exit status 1 when one was not."""
@@ -140,22 +140,20 @@ def audit(settings: Settings, since: str | None, until: str | None, project: int
 
 def audit_document(report: AuditReport) -> dict[str, Any]:
     """The report for programs: with what it says by computing, and instants as people write them."""
-
-    def account(counted: Account) -> dict[str, Any]:
-        return {**msgspec.to_builtins(counted), "unexplained": counted.unexplained}
-
     return {
         "holds": report.holds,
         "from": None if report.since_ms is None else iso_instant(report.since_ms),
         "horizon": None if report.horizon_ms is None else iso_instant(report.horizon_ms),
         "projects_audited": report.projects_audited,
         "projects_violating": report.projects_violating,
-        "total": account(report.total),
+        "total": msgspec.to_builtins(report.total),
         "lateness": None if report.lateness is None else msgspec.to_builtins(report.lateness),
         "projects": [
-            {"project_id": each.project_id, "name": each.name} | account(each.account) for each in report.projects
+            {"project_id": each.project_id, "name": each.name} | msgspec.to_builtins(each.account)
+            for each in report.projects
         ],
         "projects_left_out": report.projects_left_out,
+        "note": report.note,
     }
 
 

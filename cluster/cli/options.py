@@ -9,7 +9,20 @@ from typing import Any, TypeVar
 import click
 
 from cluster import config
+from cluster.cli.variables import misspelt_variables
 
+
+class ProjectIdType(click.types.IntParamType):
+    """An id as the table may have it (bigint)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        project_id: int = super().convert(value, param, ctx)
+        if not -(1 << 63) <= project_id < 1 << 63:
+            raise click.BadParameter(f"{value!r} is beyond what an id can be.", ctx=ctx, param=param)
+        return project_id
+
+
+PROJECT_ID = ProjectIdType()
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 EVERYWHERE = ("data_dir",)
@@ -37,6 +50,8 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def run(*args: Any, config_file: Path | None, **kwargs: Any) -> Any:
             flags = {option.name: kwargs.pop(f"option_{option.name}") for option in chosen}
+            for line in misspelt_variables(os.environ):
+                click.echo(f"Warning: {line}", err=True)
             settings = config.load(flags, os.environ, config_file)
             return command(*args, settings=settings, **kwargs)
 

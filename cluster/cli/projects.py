@@ -4,6 +4,7 @@ These commands need only the database; a running cluster hears of every change t
 """
 
 import asyncio
+import codecs
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -16,9 +17,9 @@ import orjson
 
 from cluster import database
 from cluster.cli.data import open_database, with_database
-from cluster.cli.options import DATABASE, with_settings
+from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.project import FIELD_NAMES, ProjectFields, project_from_map
+from cluster.project import FIELD_NAMES, ID_MAX, ProjectFields, project_from_map
 from cluster.settings import Settings
 
 LINE_BYTES_MAX = 1 << 20
@@ -69,7 +70,7 @@ def list_projects(settings: Settings, limit: int, search: str | None, as_json: b
 
 @projects.command("show")
 @with_settings(*DATABASE)
-@click.argument("project_id", metavar="ID", type=int)
+@click.argument("project_id", metavar="ID", type=PROJECT_ID)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def show_project(settings: Settings, project_id: int, as_json: bool) -> None:
     """Show one project and its newest result."""
@@ -102,7 +103,7 @@ def show_project(settings: Settings, project_id: int, as_json: bool) -> None:
 
 @projects.command("enable")
 @with_settings(*DATABASE)
-@click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=PROJECT_ID, nargs=-1, required=True)
 def enable_projects(settings: Settings, ids: tuple[int, ...]) -> None:
     """Begin to poll projects; all of them, or none when an id is unknown."""
     _switch(settings, ids, enabled=True)
@@ -110,7 +111,7 @@ def enable_projects(settings: Settings, ids: tuple[int, ...]) -> None:
 
 @projects.command("disable")
 @with_settings(*DATABASE)
-@click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
+@click.argument("ids", metavar="ID...", type=PROJECT_ID, nargs=-1, required=True)
 def disable_projects(settings: Settings, ids: tuple[int, ...]) -> None:
     """Stop polling projects; all of them, or none when an id is unknown."""
     _switch(settings, ids, enabled=False)
@@ -186,7 +187,8 @@ def _checked_lines(source: Iterable[bytes]) -> Iterator[ImportLine]:
     """Every line as a valid project; complains about each one that isn't, then refuses all."""
     complaints = 0
     seen: dict[int, int] = {}
-    for number, line in enumerate(source, start=1):
+    for number, raw in enumerate(source, start=1):
+        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw  # as some editors begin a file
         if not line.strip():
             continue
         try:
@@ -211,8 +213,8 @@ def _checked_line(line: bytes, number: int, seen: dict[int, int]) -> ImportLine:
     if not isinstance(written, dict):
         raise InvalidInputError("must be a JSON object")
     project_id = written.pop("id", None)
-    if project_id is not None and (type(project_id) is not int or not 1 <= project_id < 1 << 63):
-        raise InvalidInputError("id: must be an integer from 1 on")
+    if project_id is not None and (type(project_id) is not int or not 1 <= project_id <= ID_MAX):
+        raise InvalidInputError(f"id: must be an integer from 1 to {ID_MAX}")
     if project_id is not None and seen.setdefault(project_id, number) != number:
         raise InvalidInputError(f"id {project_id} is also in line {seen[project_id]}")
     return ImportLine(project_id, project_from_map(written))

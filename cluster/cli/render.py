@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.audit import Account, AuditReport, OnProgress
+from cluster.wal.listing import StreamInfo
 
 PIPE_COLUMNS = 180
 AUDIT_PROJECTS_SHOWN = 20
@@ -152,6 +153,29 @@ def projects_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def wal_table(streams: Sequence[StreamInfo]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stream")
+    table.add_column("worker")
+    table.add_column("state")
+    for name in ("batches", "records", "waiting", "on disk", "damaged"):
+        table.add_column(name, justify="right")
+    table.add_column("begun")
+    for stream in streams:
+        table.add_row(
+            stream.stream_id,
+            Text(stream.worker),
+            _state("delivered" if stream.state == "orphan" and not stream.records_unacked else stream.state),
+            f"{stream.first_seq}-{stream.last_seq}" if stream.last_seq else "none",
+            _count(stream.records),
+            _count(stream.records_unacked),
+            size(stream.bytes),
+            Text(_count(stream.damaged), "red" if stream.damaged else ""),
+            _instant(stream.oldest_at_ms) if stream.oldest_at_ms else "",
+        )
+    return table
+
+
 @contextlib.contextmanager
 def audit_progress() -> Iterator[OnProgress | None]:
     """A progress bar on standard error when that is a terminal."""
@@ -164,8 +188,8 @@ def audit_progress() -> Iterator[OnProgress | None]:
 
 
 def audit_view(report: AuditReport) -> RenderableType:
-    if report.horizon_ms is None:
-        return Text("nothing is accounted for yet, so there is nothing to audit", "yellow")
+    if report.horizon_ms is None or (report.note is not None and not report.projects_audited):
+        return Text(report.note or "", "yellow")
     head = Text.assemble(
         ("the accounting law holds", "bold green") if report.holds else ("the accounting law is broken", "bold red"),
         f": {report.projects_audited:,} projects",
@@ -175,7 +199,7 @@ def audit_view(report: AuditReport) -> RenderableType:
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("project")
-    for name in ("due", "polled", "missed", "unexplained", "doubled", "stray"):
+    for name in ("due", "polled", "missed", "rejected", "unexplained", "doubled", "stray"):
         table.add_column(name, justify="right")
     table.add_column("missed because of")
     violating = [each for each in report.projects if not each.account.holds]
@@ -185,6 +209,10 @@ def audit_view(report: AuditReport) -> RenderableType:
         table.add_row(f"and {report.projects_violating - AUDIT_PROJECTS_SHOWN:,} more; --json lists them")
     _add_account(table, Text("all", "bold"), report.total)
     parts: list[RenderableType] = [head, table]
+    if report.note is not None:
+        parts.append(Text(report.note, "yellow"))
+    if report.total.rejected:
+        parts.append("rejected: the database refused these results; table ingest_reject has them, and why")
     if report.lateness is not None:
         late = report.lateness
         parts.append(f"lateness p50 {late.p50_ms:.1f} ms, p99 {late.p99_ms:.1f} ms, max {late.max_ms:.1f} ms")
@@ -198,6 +226,7 @@ def _add_account(table: Table, name: Text, account: Account) -> None:
         f"{account.due:,}",
         f"{account.polled:,}",
         f"{sum(account.missed.values()):,}",
+        Text(f"{account.rejected:,}", "yellow" if account.rejected else ""),
         Text(f"{account.unexplained:,}", wrong if account.unexplained else ""),
         Text(f"{account.doubled:,}", wrong if account.doubled else ""),
         f"{account.stray:,}",

@@ -11,13 +11,14 @@ from typing import Any
 import click
 import msgspec
 
-from cluster import config
+from cluster import config, sockets
 from cluster.cli.options import ALL, EVERYWHERE, with_settings
 from cluster.errors import ClusterError, InvalidInputError, NotRunningError
 from cluster.settings import Settings
 from cluster.supervisor.lock import find_holder
 
 DOWN_POLL_S = 0.05
+ASKING_S = 1.0  # at least, for a holder of the lock that has not yet said who it is
 
 
 @click.command()
@@ -37,11 +38,15 @@ def up(settings: Settings, demo: bool) -> int:
 @with_settings(*EVERYWHERE)
 @click.option("--timeout", default="90s", show_default=True, metavar="DURATION", help="How long to wait for the end.")
 def down(settings: Settings, timeout: str) -> None:
-    """Stop the cluster: requests in flight finish, everything is committed."""
+    """Stop the cluster: requests in flight finish, everything is committed.
+
+    With --timeout 0 it only asks for the stop, and exits with 1 unless nothing had to be waited for.
+    """
     timeout_s = config.parse_duration_s(timeout)
     if timeout_s is None:
         raise InvalidInputError(f"--timeout must be a duration such as 90s or 2m, not {timeout!r}")
     deadline = time.monotonic() + timeout_s
+    asking_until = time.monotonic() + ASKING_S
     told = 0
     while (holder := find_holder(settings.run_dir)) is not None:
         if holder.pid and holder.pid != told:
@@ -50,15 +55,27 @@ def down(settings: Settings, timeout: str) -> None:
             told = holder.pid
             if not holder.stopping:
                 _terminate(holder.pid)
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"the cluster on {settings.data_dir} (pid {holder.pid}) has not stopped within {timeout_s} s; "
-                "its log says what it waits for"
-            )
+        if time.monotonic() >= (deadline if told else max(deadline, asking_until)):
+            raise ClusterError(_still_there(settings, holder.pid or told, timeout_s))
         time.sleep(DOWN_POLL_S)
     if not told:
+        if settings.admin.startswith("ipc://") and sockets.is_served(settings.admin):
+            raise ClusterError(
+                f"the roles on {settings.data_dir} run without a supervisor: end each of them where it was started, "
+                "workers first, the writer and the coordinator after them",
+                code="no_supervisor",
+            )
         raise NotRunningError(f"no cluster is running on {settings.data_dir}")
     click.echo("stopped")
+
+
+def _still_there(settings: Settings, pid: int, timeout_s: int) -> str:
+    where = f"the cluster on {settings.data_dir} (pid {pid})"
+    if not pid:
+        return f"whoever has taken the lock of {settings.data_dir} does not say who it is; try again"
+    if timeout_s == 0:
+        return f"{where} was asked to stop and is stopping; its log says what it waits for"
+    return f"{where} has not stopped within {timeout_s} s; its log says what it waits for"
 
 
 def _terminate(pid: int) -> None:

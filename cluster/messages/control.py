@@ -118,6 +118,9 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     draining: bool = False
 
 
+WalState = Literal["ok", "full", "failing"]  # full: its limits are reached; failing: it can't be written
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
     """Totals of this incarnation and gauges of this moment."""
 
@@ -130,7 +133,11 @@ class WorkerStats(msgspec.Struct, frozen=True):
     queue_depth: int = 0
     projects: int = 0
     unacked_results: int = 0
-    wal_bytes: int = 0
+    wal_bytes: int = 0  # of results that are not acknowledged
+    wal_state: WalState = "ok"
+    wal_damaged: int = 0  # ranges of bytes of the WAL that could not be read
+    wal_sync_failures: int = 0
+    wal_dropped: int = 0  # results given up because the WAL was full
     lateness_counts: list[int] = []  # cumulative, by cluster.histogram.BOUNDS_MS
     lateness_p50_ms: float = 0.0  # of about the last ten seconds
     lateness_p99_ms: float = 0.0

@@ -41,8 +41,9 @@ class PollResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Ticks that were due and not polled: first, first + interval, ... last.
 
-    Reasons ``handover`` and ``down`` are claims about ticks an earlier owner may have polled: the writer leaves out
-    what is already in the tables.  A ``doubtful`` result, in turn, takes its tick out of a range that has it.
+    Reasons ``handover`` and ``down`` are claims about ticks an earlier owner may have polled, and so is a ``doubtful``
+    range: the writer leaves out what is already in the tables.  A ``doubtful`` result, in turn, takes its tick out of
+    a range that has it.
     """
 
     project_id: int
@@ -51,6 +52,7 @@ class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     interval_ms: int
     reason: MissedReason
     epoch: int
+    doubtful: bool = False  # results of these ticks were given up; some may be in the tables
 
     @property
     def ticks(self) -> int:
@@ -61,12 +63,18 @@ class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class StreamHello(msgspec.Struct, array_like=True, tag="hello", frozen=True):
-    """Opens or re-opens a stream on this connection; ``first_seq`` is the oldest batch the worker still has."""
+    """Opens or re-opens a stream on this connection; ``first_seq`` is the oldest batch the worker still has.
+
+    A stream whose worker has died is *adopted*: another incarnation, or another worker, delivers what is left of it in
+    that worker's directory.  Its ticks may have been claimed meanwhile, so the writer reconciles it with the tables.
+    """
 
     stream_id: str  # a UUIDv7
-    worker: str
-    incarnation: str
+    worker: str  # who polled
+    incarnation: str  # of who sends
     first_seq: int
+    acked_seq: int = 0  # what was acknowledged to the sender; a ledger before it belongs to an older database
+    adopted_by: str = ""  # who sends, when it is not the incarnation that polled
 
 
 class Batch(msgspec.Struct, array_like=True, tag="batch", frozen=True):
@@ -77,7 +85,7 @@ class Batch(msgspec.Struct, array_like=True, tag="batch", frozen=True):
 
 
 class StreamEnd(msgspec.Struct, array_like=True, tag="end", frozen=True):
-    """Nothing follows: the worker stops and all its batches were acknowledged."""
+    """Nothing follows: all batches were acknowledged, and the worker stops or has no more for this stream."""
 
     stream_id: str
 
@@ -86,7 +94,7 @@ class StreamEnd(msgspec.Struct, array_like=True, tag="end", frozen=True):
 
 
 class WhichStream(msgspec.Struct, array_like=True, tag="which_stream", frozen=True):
-    """A batch came from a connection that has not said hello (to this incarnation of the writer)."""
+    """Say hello for every stream you still have: the writer is a new one, or its database is an older one."""
 
 
 class StreamWelcome(msgspec.Struct, array_like=True, tag="welcome", frozen=True):

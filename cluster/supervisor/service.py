@@ -31,6 +31,7 @@ from cluster.embedded import EmbeddedPostgres, cluster_database
 from cluster.errors import ClusterError
 from cluster.logs import LogSink, is_human, setup_supervisor
 from cluster.messages import control
+from cluster.runtime import orphans_end_within_s
 from cluster.settings import Settings
 from cluster.supervisor.core import (
     CoordinatorSpoke,
@@ -54,7 +55,6 @@ from cluster.supervisor.notify import VARIABLE as NOTIFY_VARIABLE
 from cluster.supervisor.notify import notify_service_manager
 from cluster.supervisor.process import ChildProcess
 
-ORPHANS_WAIT_S = 60.0
 ORPHANS_POLL_S = 0.1
 POSTGRES_CHECK_S = 1.0
 POSTGRES_RETRY_MAX_S = 10.0
@@ -162,15 +162,17 @@ class SupervisorService:
 
     async def _prepare(self) -> None:
         settings = self._settings
-        await self._wait_for_orphans()
-        for endpoint in (settings.control, settings.results, settings.admin):
+        endpoints = (settings.control, settings.results, settings.admin)
+        for endpoint in endpoints:
             sockets.check_endpoint(endpoint)
-            sockets.remove_ipc_path(endpoint)
-        check_address(settings.http)
-        if settings.database_url is None:
+        if settings.database_url is None:  # before orphans are waited for: they may need it to finish
             self._postgres = cluster_database(settings.data_dir)
             await self._step(asyncio.to_thread(self._postgres.start))
             self._settings = msgspec.structs.replace(settings, database_url=self._postgres.dsn())
+        await self._wait_for_orphans()
+        for endpoint in endpoints:
+            sockets.remove_ipc_path(endpoint)
+        check_address(settings.http)
         empty = await self._step(self._migrate())
         self._say_what_runs(empty=empty)
 
@@ -183,7 +185,7 @@ class SupervisorService:
 
     async def _wait_for_orphans(self) -> None:
         """Roles of an earlier supervisor that was killed end by themselves; two of a name must never meet."""
-        deadline = time.monotonic() + ORPHANS_WAIT_S
+        deadline = time.monotonic() + orphans_end_within_s(self._settings.grace_s)
         told = False
         while held := held_role_locks(self._settings.run_dir):
             names = ", ".join(held)

@@ -5,6 +5,8 @@ and the one retry: a request that was sent on a kept connection and lost it befo
 more on a new connection, and the poll uses only new connections from then on.  A request on a new connection is never
 repeated.
 
+When descriptors run out, the connections that wait for a next request are closed and the connect is tried once more.
+
 Not here: when a poll is due, how many run at once, per-host limits, storing results; HTTP/2, proxies, cookies.
 """
 
@@ -12,6 +14,7 @@ import asyncio
 import logging
 import ssl
 import time
+from collections.abc import Collection
 
 from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
@@ -24,6 +27,7 @@ from worker.probe.errors import ProbeError, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.probe.lookup_threads import Lookup
 from worker.probe.request import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
@@ -31,7 +35,7 @@ from worker.probe.request import (
     first_request,
     redirected_request,
 )
-from worker.probe.resolver import Lookup, system_lookup
+from worker.probe.resolver import system_lookup
 
 INFORMATIONAL_MAX = 32
 SWEEP_S = 5.0
@@ -55,11 +59,12 @@ class AiohttpProber:
     ) -> None:
         self._body_limit_bytes = body_limit_bytes
         self._loop = asyncio.get_running_loop()
-        self._connector = Connector(lookup, tls)
+        self._connector = Connector(lookup, tls, self._close_idle)
         self._pool = IdlePool() if pool is None else pool
         self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
         self._sweep: asyncio.TimerHandle | None = None
+        self._closing_idle: asyncio.Task[bool] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -76,6 +81,11 @@ class AiohttpProber:
         self._tasks[task] = poll
         task.add_done_callback(self._ended)
 
+    def cancel_redirects(self, project_ids: Collection[int]) -> None:
+        for poll in self._tasks.values():
+            if poll.spec.id in project_ids:
+                poll.stay = True
+
     def cancel_all(self) -> None:
         for task, poll in self._tasks.items():
             poll.dropped = True
@@ -91,14 +101,28 @@ class AiohttpProber:
         if self._sweep is not None:
             self._sweep.cancel()
         self._connector.close()
+        if self._closing_idle is not None:
+            await self._closing_idle
+        await self._close_pooled()
+
+    async def _close_pooled(self) -> bool:
+        """Close all that wait for a next request; False: there were none."""
+        pooled = self._pool.drain()
         closing = []
-        for connection in self._pool.drain():
+        for connection in pooled:
             closed = connection.closed
             connection.discard()
             if closed is not None:
                 closing.append(closed)
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_WAIT_S)
+        return bool(pooled)
+
+    async def _close_idle(self) -> bool:
+        """For the connector; polls that lack descriptors at the same time wait for the same connections to close."""
+        if self._closing_idle is None or self._closing_idle.done():
+            self._closing_idle = self._loop.create_task(self._close_pooled())
+        return await asyncio.shield(self._closing_idle)
 
     # ---- the life of a poll -----------------------------------------------------------------------------------------
 
@@ -149,6 +173,7 @@ class AiohttpProber:
         while True:
             origin = request.target.origin
             poll.peer = str(origin)
+            _expect_to_go_on(poll)
             connection = None if only_new else self._pool.take(origin, time.monotonic())
             reused = connection is not None
             if connection is None:
@@ -157,6 +182,7 @@ class AiohttpProber:
             elif poll.needed_connection is None:
                 poll.needed_connection = False
             poll.connection = connection
+            _expect_to_go_on(poll)
             poll.remote_address = connection.remote_address
             poll.phase = "send"
             connection.send(request.wire, without_body=request.method == "HEAD")
@@ -246,6 +272,11 @@ class AiohttpProber:
         self._pool.expire(time.monotonic())
         if len(self._pool):
             self._sweep = self._loop.call_later(SWEEP_S, self._sweep_idle)
+
+
+def _expect_to_go_on(poll: PollInFlight) -> None:
+    if poll.hops and poll.stay:
+        raise ProbeError("local", f"the project was removed before its redirect to {poll.peer} was followed")
 
 
 async def _read_head(connection: Connection) -> tuple[RawResponseMessage, StreamReader]:

@@ -1,32 +1,43 @@
 """New connections: name, TCP connect over all addresses (happy eyeballs), TLS handshake, each timed on its own.
 
-It keeps no connections and sets no deadline: the poll it connects for is cancelled when its time is up.
+When descriptors run out it asks for room once and tries once more.  It keeps no connections and sets no deadline: the
+poll it connects for is cancelled when its time is up.
 """
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import socket
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 
 import aiohappyeyeballs
 
 from worker.probe.connection import Connection
-from worker.probe.errors import from_connect, from_handshake
+from worker.probe.errors import ProbeError, from_connect, from_handshake
 from worker.probe.in_flight import PollInFlight
+from worker.probe.lookup_threads import AddressInfo, Lookup
 from worker.probe.request import Origin
-from worker.probe.resolver import AddressInfo, Lookup, Resolver
+from worker.probe.resolver import Resolver
 
 HAPPY_EYEBALLS_DELAY_S = 0.25
 TLS_LIMIT_S = 660.0  # above every time-out a project may have: the poll's own deadline is what ends a handshake
 TLS_SHUTDOWN_S = 2.0
 
 
-class Connector:
-    """``tls`` None: the system's trust store, read when first needed."""
+MakeRoom = Callable[[], Awaitable[bool]]
 
-    def __init__(self, lookup: Lookup, tls: ssl.SSLContext | None) -> None:
+
+class Connector:
+    """``tls`` None: the system's trust store, read when first needed.
+
+    ``make_room`` closes connections that nobody needs now; False: there were none.
+    """
+
+    def __init__(self, lookup: Lookup, tls: ssl.SSLContext | None, make_room: MakeRoom) -> None:
+        self._make_room = make_room
         self._loop = asyncio.get_running_loop()
         self._resolver = Resolver(lookup)
         self._tls = tls
@@ -35,6 +46,15 @@ class Connector:
         self._resolver.close()
 
     async def connect(self, poll: PollInFlight, origin: Origin) -> Connection:
+        """Raises ProbeError."""
+        try:
+            return await self._open(poll, origin)
+        except ProbeError as error:
+            if not _is_lack_of_descriptors(error.__cause__) or not await self._make_room():
+                raise
+        return await self._open(poll, origin)
+
+    async def _open(self, poll: PollInFlight, origin: Origin) -> Connection:
         addresses = _literal(origin) or self._resolver.kept(origin.host, origin.port)
         begun_at = time.monotonic()
         if addresses is None:
@@ -82,6 +102,10 @@ class Connector:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
+
+
+def _is_lack_of_descriptors(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
 @functools.lru_cache(maxsize=4_096)

@@ -37,6 +37,7 @@ class PollInFlight:
         "spec",
         "started_at",
         "status_code",
+        "stay",
         "tls_s",
         "transfer_s",
     )
@@ -47,6 +48,7 @@ class PollInFlight:
         self.started_at = time.monotonic()
         self.expired = False
         self.dropped = False
+        self.stay = False  # no redirect is followed any more
         self.late_s = 0.0  # how late its time-out was noticed
         self.phase: Phase = "lookup"
         self.peer = ""

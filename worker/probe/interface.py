@@ -11,7 +11,7 @@ An engine limits nothing but time: how many polls are in flight is for its calle
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -55,6 +55,12 @@ class Prober(Protocol):
     def in_flight(self) -> int: ...
 
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None: ...
+
+    def cancel_redirects(self, project_ids: Collection[int]) -> None:
+        """From now on no poll in flight of these projects sends a request that follows a redirect.
+
+        The request that is on its way is waited for; a poll that would follow its redirect ends as ``unknown``.
+        """
 
     def cancel_all(self) -> None:
         """Abort what is in flight; ``done`` is not called for it."""

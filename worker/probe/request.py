@@ -199,6 +199,8 @@ def first_request(spec: ProjectSpec) -> HttpRequest:
     if not _TOKEN.fullmatch(spec.method):
         raise ValueError(f"method {spec.method!r} is not a word HTTP can send")
     method = spec.method.upper() if spec.method.upper() in _KNOWN_METHODS else spec.method
+    if method == "CONNECT":
+        raise ValueError("method CONNECT asks for a tunnel, and there is nothing in one to poll")
     for name, value in spec.headers:
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"header name {name!r} is not one HTTP can send")

@@ -1,0 +1,100 @@
+"""Where damaged bytes and foreign files go: ``DATA_DIR/wal/quarantine``.
+
+Nothing in it is read or deleted by us.  It has limits, so that a bad disk doesn't fill what is left of it; what can't
+be kept is said to be so, and is never an error: the WAL goes on.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from pathlib import Path
+
+import google_crc32c
+
+BYTES_MAX = 256 << 20
+FILES_MAX = 4096
+NAME = "quarantine"
+
+_ODD = re.compile(r"[^A-Za-z0-9._-]")
+
+logger = logging.getLogger("cluster.wal")
+
+
+class Quarantine:
+    def __init__(self, path: Path) -> None:
+        """``path``: of the WAL, not of the quarantine."""
+        self.path = path / NAME
+        self._counted = False
+        self._files = 0
+        self._bytes = 0
+        self._left: set[Path] = set()  # foreign files that could not be moved, which was said
+
+    def keep(self, name: str, content: bytes) -> str:
+        """Copy damaged bytes; the rest of a log line that says where they are."""
+        if not content:
+            return "nothing of it is left"
+        target = self.path / f"{_plain(name)}.{google_crc32c.value(content):08x}.bad"
+        try:
+            self._prepare()
+            if target.exists():  # found damaged in an earlier life
+                return f"kept as {target}"
+            if self._files >= FILES_MAX or self._bytes + len(content) > BYTES_MAX:
+                return f"not kept, because {self.path} is full"
+            _write_new(target, content)
+        except OSError as error:
+            return f"not kept, because {target} can't be written: {error.strerror}"
+        self._files += 1
+        self._bytes += len(content)
+        return f"kept as {target}"
+
+    def move(self, path: Path, name: str, why: str) -> bool:
+        """Move a foreign file, directory or link out of the way, and say so."""
+        try:
+            self._prepare()
+            target = self._free_name(_plain(name))
+            path.rename(target)
+        except OSError as error:
+            if path not in self._left:
+                self._left.add(path)
+                logger.warning(
+                    "%s in the WAL: %r; it stays there, because it can't be moved to %s: %s",
+                    why, str(path), self.path, error.strerror,
+                )  # fmt: skip
+            return False
+        self._files += 1
+        logger.warning("%s in the WAL: %r; moved to %s", why, str(path), target)
+        return True
+
+    def _prepare(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._counted:
+            return
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                self._files += 1
+                self._bytes += entry.stat(follow_symlinks=False).st_size
+        self._counted = True
+
+    def _free_name(self, name: str) -> Path:
+        target = self.path / name
+        number = 1
+        while os.path.lexists(target):
+            target = self.path / f"{name}.{number}"
+            number += 1
+        return target
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _plain(name: str) -> str:
+    return _ODD.sub("_", name)[-200:]

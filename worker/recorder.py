@@ -1,0 +1,330 @@
+"""The worker's WAL as its core wants it: performs the outbox's WAL effects on ``cluster.wal`` and answers with events.
+
+Appending happens in the loop, one writev per decision; it ends in the page cache.  What may have to wait for the disk
+(fsync, reading, adopting, giving up segments) runs in one thread of its own.  When ``WalWritten`` is said depends on
+the fsync policy:
+
+- ``off``: after the write.  A crash of the process costs nothing, one of the machine what the system had not written.
+- ``interval``: after the write, and fsync follows within the interval: a crash of the machine costs that much.
+- ``batch``: after the fsync that covers it; batches that come meanwhile share the next one.
+
+Once a second (``beat``) acknowledged segments expire, and the limits are looked at.  It decides nothing about streams.
+"""
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar, assert_never
+
+from cluster.messages import results
+from cluster.messages.results import MissedRange, PollResult
+from cluster.settings import Settings
+from cluster.wal.directory import WalDirectory
+from cluster.wal.errors import WalError
+from cluster.wal.format import Entry
+from cluster.wal.log import StreamLog
+from worker.events import (
+    AcknowledgeWal,
+    AdoptedStream,
+    Event,
+    OpenStream,
+    ReadWal,
+    StreamOpened,
+    StreamsAdopted,
+    StreamTrimmed,
+    WalEffect,
+    WalRead,
+    WalWriteFailed,
+    WalWritten,
+    WriteWal,
+)
+
+ADOPT_EVERY_S = 5.0
+ADOPT_MAX = 16  # streams at a time; further ones the next time
+
+logger = logging.getLogger("worker.recorder")
+T = TypeVar("T")
+
+
+def new_stream_id() -> str:
+    """A UUIDv7: random, ordered by the time of its making."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = milliseconds << 80 | 0x7 << 76 | int.from_bytes(os.urandom(10), "big") & ~(0xF << 76)
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+class WalRecorder:
+    """Raises WalError when the directory can't be used; after that trouble is logged, and told to the core."""
+
+    def __init__(self, settings: Settings, submit: Callable[[Event], None]) -> None:
+        self._submit = submit
+        self._policy = settings.wal_fsync
+        self._interval_s = settings.wal_fsync_interval_ms / 1000
+        self._drop_oldest = settings.wal_full == "drop_oldest"
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self._directory = WalDirectory(
+            settings.wal_dir,
+            worker=settings.name,
+            limit_bytes=settings.wal_limit_bytes,
+            free_floor_bytes=settings.wal_free_floor_bytes,
+        )
+        self._logs: dict[str, StreamLog] = {}
+        self.first_stream_id = self._create()
+        self._live_id = self.first_stream_id
+        self._first_seqs: dict[str, int] = {}
+        self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced
+        self._syncing = False
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._adopting = False
+        self._adopt_at = 0.0
+        self._dropping = False
+        self._open_wanted = False
+        self._damaged = 0  # in streams that are gone
+        self._said_failing = False
+        self._closing = False
+        self.full = False
+        self.sync_failures = 0
+
+    @property
+    def damaged(self) -> int:
+        return self._damaged + sum(log.damaged for log in self._logs.values())
+
+    def perform(self, effect: WalEffect) -> None:
+        match effect:
+            case WriteWal(stream_id, entries):
+                self._write(stream_id, entries)
+            case ReadWal(stream_id, from_seq, bytes_max):
+                self._read(stream_id, from_seq, bytes_max)
+            case AcknowledgeWal(stream_id, seq):
+                self._logs[stream_id].acknowledged(seq, time.time())
+            case OpenStream():
+                self._open_wanted = True
+                self._open()
+            case _:
+                assert_never(effect)
+
+    def beat(self) -> None:
+        """Once a second."""
+        if self._closing:
+            return
+        if self._open_wanted:
+            self._open()
+        now_s = time.time()
+        self._directory.expire(now_s)
+        room = self._has_room()
+        self._report_trimmed()
+        if not room and self._drop_oldest and not self._dropping:
+            self._drop()
+        self.full = not room and not self._drop_oldest
+        if self._loop.time() >= self._adopt_at and not self._adopting:
+            self._adopt(ADOPT_MAX)
+
+    async def adopt_everything(self) -> int:
+        """All orphans there are, before anything else; returns how many streams they are."""
+        logs = await self._loop.run_in_executor(self._thread, self._directory.adopt, 1 << 30)
+        self._take_adopted(logs)
+        return len(logs)
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._sync_timer is not None:
+            self._sync_timer.cancel()
+        await self._loop.run_in_executor(self._thread, self._close)
+        self._thread.shutdown()
+
+    def _close(self) -> None:
+        if self._policy != "off":
+            for stream_id in list(self._unsynced):
+                try:
+                    self._logs[stream_id].sync()
+                except WalError as error:
+                    logger.critical("%s", error)
+        for log in self._logs.values():
+            if not log.last_seq:
+                _remove(log)
+        self._directory.close()
+
+    # ---- writing --------------------------------------------------------------------------------------------------
+
+    def _write(self, stream_id: str, entries: list[Entry]) -> None:
+        log = self._logs[stream_id]
+        fresh = [entry for entry in entries if entry.seq > log.last_seq]
+        if fresh and fresh[0].seq != log.last_seq + 1:  # what lies between could not be written before
+            self._submit(WalWriteFailed(stream_id))
+            return
+        try:
+            if fresh:
+                log.append(fresh)
+        except WalError as error:
+            if not self._said_failing:
+                self._said_failing = True
+                logger.error("%s; no polls are started until it can be written again", error)  # noqa: TRY400
+            self._submit(WalWriteFailed(stream_id))
+            return
+        if self._said_failing:
+            self._said_failing = False
+            logger.warning("the WAL can be written again")
+        if self._policy != "off":
+            self._unsynced[stream_id] = log.last_seq
+            self._schedule_sync()
+        if self._policy != "batch":
+            self._submit(WalWritten(stream_id, entries[-1].seq))
+
+    def _schedule_sync(self) -> None:
+        if self._syncing or self._sync_timer is not None:
+            return
+        delay_s = 0.0 if self._policy == "batch" else self._interval_s
+        self._sync_timer = self._loop.call_later(delay_s, self._sync)
+
+    def _sync(self) -> None:
+        self._sync_timer = None
+        self._syncing = True
+        written, self._unsynced = self._unsynced, {}
+        logs = [self._logs[stream_id] for stream_id in written if stream_id in self._logs]
+        self._in_thread(partial(_sync_all, logs), partial(self._on_synced, written))
+
+    def _on_synced(self, written: dict[str, int], failures: list[WalError]) -> None:
+        self._syncing = False
+        for error in failures:
+            self.sync_failures += 1
+            logger.critical("%s", error)
+        if failures:  # what they hold was written again, to new segments, and is to be synced there
+            self._unsynced = written | self._unsynced
+        elif self._policy == "batch":
+            for stream_id, seq in written.items():
+                self._submit(WalWritten(stream_id, seq))
+        if self._unsynced:
+            self._schedule_sync()
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def _read(self, stream_id: str, from_seq: int, bytes_max: int) -> None:
+        log = self._logs[stream_id]
+
+        def read() -> list[Entry]:
+            try:
+                return log.read(from_seq, bytes_max)
+            except WalError as error:
+                logger.warning("%s; trying again later", error)
+                return []
+
+        self._in_thread(read, lambda entries: self._submit(WalRead(stream_id, entries)))
+
+    # ---- streams --------------------------------------------------------------------------------------------------
+
+    def _create(self) -> str:
+        stream_id = new_stream_id()
+        self._logs[stream_id] = self._directory.create(stream_id)
+        return stream_id
+
+    def _open(self) -> None:
+        try:
+            stream_id = self._create()
+        except WalError as error:
+            logger.warning("no further stream can be opened now: %s", error)
+            return
+        self._open_wanted = False
+        self._live_id = stream_id
+        self._submit(StreamOpened(stream_id))
+
+    def _adopt(self, streams_max: int) -> None:
+        self._adopting = True
+        self._adopt_at = self._loop.time() + ADOPT_EVERY_S
+        self._in_thread(partial(self._directory.adopt, streams_max), self._take_adopted)
+
+    def _take_adopted(self, logs: list[StreamLog]) -> None:
+        self._adopting = False
+        adopted = []
+        for log in logs:
+            self._logs[log.stream_id] = log
+            adopted.append(
+                AdoptedStream(
+                    log.stream_id,
+                    log.worker,
+                    log.first_seq,
+                    log.last_seq,
+                    log.acked_seq,
+                    log.records_total,
+                    log.bytes_total,
+                )
+            )
+        if adopted:
+            self._submit(StreamsAdopted(adopted))
+
+    def _report_trimmed(self) -> None:
+        for stream_id, log in list(self._logs.items()):
+            if self._first_seqs.get(stream_id, 1) != log.first_seq:
+                self._first_seqs[stream_id] = log.first_seq
+                self._submit(StreamTrimmed(stream_id, log.first_seq))
+            if log.finished and stream_id != self._live_id:
+                self._forget(log)
+
+    def _forget(self, log: StreamLog) -> None:
+        self._damaged += log.damaged
+        self._logs.pop(log.stream_id)
+        self._first_seqs.pop(log.stream_id, None)
+        _remove(log)
+
+    def _has_room(self) -> bool:
+        try:
+            return self._directory.room()
+        except WalError as error:
+            logger.warning("%s", error)
+            return False
+
+    # ---- limits ---------------------------------------------------------------------------------------------------
+
+    def _drop(self) -> None:
+        """Give up the oldest results there are, in the oldest stream."""
+        waiting = sorted(stream_id for stream_id, log in self._logs.items() if not log.finished)
+        if not waiting:
+            return
+        self._dropping = True
+        log = self._logs[waiting[0]]
+        self._in_thread(partial(_give_up_oldest, log), partial(self._on_dropped, log))
+
+    def _on_dropped(self, log: StreamLog, given_up: tuple[list[PollResult], list[MissedRange]]) -> None:
+        self._dropping = False
+        polled, missed = given_up
+        logger.error("the WAL is full: %d results of stream %s were given up", len(polled), log.stream_id)
+        self._first_seqs[log.stream_id] = log.first_seq
+        self._submit(StreamTrimmed(log.stream_id, log.first_seq, polled, missed))
+
+    def _in_thread(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        """An exception of the work is a bug of ours and ends the process (see cluster.runtime)."""
+        future = self._loop.run_in_executor(self._thread, work)
+        future.add_done_callback(lambda finished: None if self._closing else done(finished.result()))
+
+
+def _remove(log: StreamLog) -> None:
+    try:
+        log.remove()
+    except WalError as error:
+        logger.warning("%s", error)  # the next worker that looks for orphans removes it
+
+
+def _sync_all(logs: list[StreamLog]) -> list[WalError]:
+    failures = []
+    for log in logs:
+        try:
+            log.sync()
+        except WalError as error:
+            failures.append(error)
+    return failures
+
+
+def _give_up_oldest(log: StreamLog) -> tuple[list[PollResult], list[MissedRange]]:
+    polled: list[PollResult] = []
+    missed: list[MissedRange] = []
+    for entry in log.drop_oldest():
+        batch = results.decode_to_writer(entry.body) if entry.body else None
+        if isinstance(batch, results.Batch):
+            polled += batch.results
+            missed += batch.missed
+    return polled, missed
