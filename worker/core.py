@@ -43,6 +43,7 @@ from worker.events import (
     PollsAborted,
     PollsFinished,
     StartPolls,
+    StopRedirects,
     StopRequested,
     StreamOpened,
     StreamsAdopted,
@@ -185,8 +186,10 @@ class WorkerCore:
         self._dropped += len(event.results)
         self.missed.ticks["overload"] += sum(entry.ticks for entry in ranges)
         ranges += [msgspec.structs.replace(entry, doubtful=True) for entry in event.missed]
-        self.outbox.trim(event.stream_id, event.first_seq)
-        self.outbox.add([], ranges, now_ms)
+        if ranges:
+            self.outbox.give_up(event.stream_id, event.first_seq, ranges, now_ms)
+        else:
+            self.outbox.trim(event.stream_id, event.first_seq)
 
     def _take_effects_of_outbox(self) -> list[Effect]:
         effects: list[Effect] = list(self.outbox.effects)
@@ -304,6 +307,8 @@ class WorkerCore:
                     self.ticker.remove(entry.project_id, entry.until_ms, now_ms)
                 for span in spans:
                     self.ticker.account_ended(span, None, "handover", now_ms)
+                if removed:
+                    return [StopRedirects([entry.project_id for entry in removed])]
             case Limits(slice=slice_, max_per_host=per_host):
                 self.ticker.limit(slice_, per_host, now_ms)
                 self._limits = message

@@ -23,15 +23,17 @@ class Vitals(msgspec.Struct, frozen=True):
 
 
 class AdoptedStream(msgspec.Struct, frozen=True):
-    """What a worker that died left in its WAL; totals of the stream up to and with ``last_seq``."""
+    """What a worker that died left in its WAL; counts are of the stream ever."""
 
     stream_id: str
     worker: str
     first_seq: int
     last_seq: int
     acked_seq: int  # as far as its worker noted it
-    records: int
+    records: int  # up to and with last_seq
     size_bytes: int
+    records_acked: int  # up to and with acked_seq
+    bytes_acked: int
 
 
 # ---- events -------------------------------------------------------------------------------------------------------
@@ -140,6 +142,12 @@ class AbortPolls(msgspec.Struct, frozen=True):
     """The grace period is over: end everything in flight and tell which ones with ``PollsAborted``."""
 
 
+class StopRedirects(msgspec.Struct, frozen=True):
+    """Polls of these projects in flight send no further request: they end here when they are redirected."""
+
+    project_ids: list[int]
+
+
 class TellCoordinator(msgspec.Struct, frozen=True):
     message: ToCoordinator
 
@@ -182,4 +190,4 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 WalEffect = WriteWal | ReadWal | AcknowledgeWal | OpenStream
-Effect = StartPolls | AbortPolls | TellCoordinator | TellWriter | WalEffect | Exit
+Effect = StartPolls | AbortPolls | StopRedirects | TellCoordinator | TellWriter | WalEffect | Exit

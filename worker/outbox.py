@@ -181,6 +181,14 @@ class Outbox:
             stream.take_read(entries)
             self._send(stream, ask=bool(entries))  # what could not be read is asked for again when the writer speaks
 
+    def give_up(self, stream_id: str, first_seq: int, ranges: list[MissedRange], now_ms: int) -> None:
+        """For want of room the stream's WAL begins at ``first_seq`` now; ``ranges`` stand for what was in it."""
+        self.add([], ranges, now_ms)
+        self.seal(now_ms)
+        if self._marks:  # they speak for what was given up, so for its ranges now
+            self._marks = deque([(self.live, self.live.sealed_seq, self._marks[-1][2])])
+        self.trim(stream_id, first_seq)
+
     def trim(self, stream_id: str, first_seq: int) -> None:
         """The stream's WAL begins at ``first_seq``; without anything left, it is forgotten."""
         stream = self._find(stream_id)
@@ -196,9 +204,7 @@ class Outbox:
             hello = StreamHello(
                 each.stream_id, each.worker, self._incarnation, each.first_seq, each.acked_seq, self._worker
             )
-            self._backlog[each.stream_id] = OutgoingStream(
-                hello, now_ms, last_seq=each.last_seq, records=each.records, size_bytes=each.size_bytes
-            )
+            self._backlog[each.stream_id] = OutgoingStream(hello, now_ms, adopted=each)
 
     def opened(self, stream_id: str, now_ms: int) -> None:
         """A further stream: what is new goes there, and the one so far becomes backlog."""

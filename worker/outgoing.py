@@ -17,6 +17,7 @@ import msgspec
 
 from cluster.messages.results import Batch, MissedRange, PollResult, StreamHello, encode
 from cluster.wal.format import Entry
+from worker.events import AdoptedStream
 
 WINDOW_BYTES = 1 << 20
 READ_BYTES = 512 << 10  # at a time
@@ -26,20 +27,19 @@ SILENCE_MAX_MS = 12_000  # each answer makes the worker send again what the writ
 
 
 class OutgoingStream:
-    def __init__(
-        self, hello: StreamHello, now_ms: int, *, last_seq: int = 0, records: int = 0, size_bytes: int = 0
-    ) -> None:
-        """``last_seq``, ``records`` and ``size_bytes``: of an adopted stream, up to and with its last batch."""
+    def __init__(self, hello: StreamHello, now_ms: int, *, adopted: AdoptedStream | None = None) -> None:
         self._hello = hello
         self.stream_id = hello.stream_id
         self.first_seq = hello.first_seq  # the oldest in the WAL
-        self.appended_seq = max(last_seq, hello.first_seq - 1)
-        self.appended_records = records
-        self.appended_bytes = size_bytes
+        self.appended_seq = hello.first_seq - 1
+        self.appended_records = self._acked_records = 0
+        self.appended_bytes = self._acked_bytes = 0
+        if adopted is not None:
+            self.appended_seq = max(adopted.last_seq, self.appended_seq)
+            self.appended_records, self._acked_records = adopted.records, adopted.records_acked
+            self.appended_bytes, self._acked_bytes = adopted.size_bytes, adopted.bytes_acked
         self.acked_seq = self.sent_seq = hello.first_seq - 1
         self._confirmed_seq = hello.acked_seq  # by the writer; what was given up counts as acknowledged, too
-        self._acked_records = 0
-        self._acked_bytes = 0
         self.ended = False  # StreamEnd was said: all is acknowledged and nothing follows
         self.sealed: deque[Entry] = deque()  # on their way to the WAL
         self.sealed_bytes = 0
@@ -104,7 +104,7 @@ class OutgoingStream:
         while self.sealed and self.sealed[0].seq <= seq:
             entry = self.sealed.popleft()
             self.sealed_bytes -= len(entry.body)
-            if self.acked_seq >= self.appended_seq:
+            if self._welcomed and self.acked_seq >= self.appended_seq:
                 self._ask_at_ms = now_ms + SILENCE_MS
             if self._window_end() == entry.seq - 1 and self._window_bytes < WINDOW_BYTES:
                 self._push(entry)
@@ -123,6 +123,8 @@ class OutgoingStream:
         """What the WAL had from the place asked for; of no use any more when the stream was rewound meanwhile."""
         self.reading = False
         for entry in entries:
+            if entry.seq > self.appended_seq:
+                break  # written, but not known to be as safe as the fsync policy wants it
             if entry.seq == self._window_end() + 1:
                 self._push(entry)
             if entry.seq == self.acked_seq + 1:
@@ -174,7 +176,8 @@ class OutgoingStream:
         if seq > self.acked_seq:
             self._acked(seq)
             self._silence_ms = SILENCE_MS
-            self._ask_at_ms = now_ms + SILENCE_MS
+            if self._welcomed:
+                self._ask_at_ms = now_ms + SILENCE_MS
 
     def rewind(self, seq: int) -> None:
         """Send again from ``seq`` on, or from the oldest there is.  What was acknowledged of it is taken back."""

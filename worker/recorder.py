@@ -12,6 +12,7 @@ Once a second (``beat``) acknowledged segments expire, and the limits are looked
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -127,9 +128,9 @@ class WalRecorder:
 
     async def adopt_everything(self) -> int:
         """All orphans there are, before anything else; returns how many streams they are."""
-        logs = await self._loop.run_in_executor(self._thread, self._directory.adopt, 1 << 30)
-        self._take_adopted(logs)
-        return len(logs)
+        found = await self._loop.run_in_executor(self._thread, self._find_orphans, 1 << 30)
+        self._take_adopted(found)
+        return len(found)
 
     async def close(self) -> None:
         self._closing = True
@@ -236,26 +237,17 @@ class WalRecorder:
     def _adopt(self, streams_max: int) -> None:
         self._adopting = True
         self._adopt_at = self._loop.time() + ADOPT_EVERY_S
-        self._in_thread(partial(self._directory.adopt, streams_max), self._take_adopted)
+        self._in_thread(partial(self._find_orphans, streams_max), self._take_adopted)
 
-    def _take_adopted(self, logs: list[StreamLog]) -> None:
+    def _find_orphans(self, streams_max: int) -> list[tuple[StreamLog, AdoptedStream]]:
+        return [(log, _describe(log)) for log in self._directory.adopt(streams_max)]
+
+    def _take_adopted(self, found: list[tuple[StreamLog, AdoptedStream]]) -> None:
         self._adopting = False
-        adopted = []
-        for log in logs:
+        for log, _ in found:
             self._logs[log.stream_id] = log
-            adopted.append(
-                AdoptedStream(
-                    log.stream_id,
-                    log.worker,
-                    log.first_seq,
-                    log.last_seq,
-                    log.acked_seq,
-                    log.records_total,
-                    log.bytes_total,
-                )
-            )
-        if adopted:
-            self._submit(StreamsAdopted(adopted))
+        if found:
+            self._submit(StreamsAdopted([stream for _, stream in found]))
 
     def _report_trimmed(self) -> None:
         for stream_id, log in list(self._logs.items()):
@@ -300,6 +292,26 @@ class WalRecorder:
         """An exception of the work is a bug of ours and ends the process (see cluster.runtime)."""
         future = self._loop.run_in_executor(self._thread, work)
         future.add_done_callback(lambda finished: None if self._closing else done(finished.result()))
+
+
+def _describe(log: StreamLog) -> AdoptedStream:
+    """What is known of an orphan without reading it through; of what was acknowledged, what its worker had noted."""
+    records_acked, bytes_acked = log.records_total, log.bytes_total
+    if log.acked_seq < log.last_seq:
+        with contextlib.suppress(WalError):  # it is said when the stream is read
+            oldest = log.read(max(log.first_seq, log.acked_seq + 1), 1)[0]
+            records_acked, bytes_acked = oldest.records_before, oldest.bytes_before
+    return AdoptedStream(
+        log.stream_id,
+        log.worker,
+        log.first_seq,
+        log.last_seq,
+        log.acked_seq,
+        log.records_total,
+        log.bytes_total,
+        records_acked,
+        bytes_acked,
+    )
 
 
 def _remove(log: StreamLog) -> None:

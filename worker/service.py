@@ -35,6 +35,7 @@ from worker.events import (
     PollStart,
     ReadWal,
     StartPolls,
+    StopRedirects,
     StopRequested,
     TellCoordinator,
     TellWriter,
@@ -138,6 +139,8 @@ class WorkerService:
                 self._coordinator.send(control.encode(message))  # lost messages are asked for again
             case WriteWal() | ReadWal() | AcknowledgeWal() | OpenStream():
                 self._recorder.perform(effect)
+            case StopRedirects(project_ids):
+                self._prober.cancel_redirects(project_ids)
             case AbortPolls():
                 self._abort()
             case Exit():

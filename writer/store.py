@@ -21,6 +21,7 @@ operation at a time.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -247,21 +248,23 @@ def _is_set_back(parts: list[StreamPart], known: dict[str, int], found: dict[str
 
 def _plan_results(records: list[ResultRecord], oldest_ms: int, newest_ms: int, plan: _Plan) -> None:
     """Sort the results of one batch into the plan."""
-    kept = [record for record in records if oldest_ms <= record.result.scheduled_at_ms <= newest_ms]
-    if len(kept) < len(records):
-        outside = (r for r in records if not oldest_ms <= r.result.scheduled_at_ms <= newest_ms)
+    instants = [record.result.scheduled_at_ms for record in records]
+    if instants and (min(instants) < oldest_ms or max(instants) > newest_ms):
+        inside = [oldest_ms <= instant <= newest_ms for instant in instants]
+        outside = [record for record, kept in zip(records, inside, strict=True) if not kept]
         plan.rejected += [Rejected(record, fault_of_result(record.result, oldest_ms)) for record in outside]
-    if not kept:
+        records = list(itertools.compress(records, inside))
+        instants = list(itertools.compress(instants, inside))
+    if not instants:
         return
-    instants = [record.result.scheduled_at_ms for record in kept]
     first_ms, last_ms = min(instants), max(instants)
-    spread = plan.spreads.setdefault(kept[0].origin.stream_id, TickSpread(first_ms, last_ms))
+    spread = plan.spreads.setdefault(records[0].origin.stream_id, TickSpread(first_ms, last_ms))
     spread.first_ms = min(spread.first_ms, first_ms)
     spread.last_ms = max(spread.last_ms, last_ms)
     if day_of(first_ms) == day_of(last_ms):
-        plan.results[day_of(first_ms)] += kept
+        plan.results[day_of(first_ms)] += records
     else:
-        for record in kept:
+        for record in records:
             plan.results[day_of(record.result.scheduled_at_ms)].append(record)
 
 

@@ -15,7 +15,7 @@ The caller has the tables for itself (see writer.ledger) and a transaction.
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.database import Connection
@@ -80,17 +80,17 @@ _RANGES_OVERLAPPING = f"""
     SELECT w.id, m.first_tick, m.last_tick, m.ticks, m.reason, m.worker, m.epoch
     FROM unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[]) AS w(id, low, high)
     CROSS JOIN LATERAL (
-        SELECT max(last_tick) AS last_tick
-        FROM (SELECT last_tick FROM missed_polls WHERE project_id = w.id AND first_tick <= w.high
-              ORDER BY first_tick DESC LIMIT {LOOK_BACK}) nearby
-    ) newest
+        SELECT FROM (SELECT last_tick FROM missed_polls WHERE project_id = w.id AND first_tick <= w.high
+                     ORDER BY first_tick DESC LIMIT {LOOK_BACK}) nearby
+        WHERE last_tick >= w.low LIMIT 1
+    ) any_at_all
     CROSS JOIN LATERAL (
         (SELECT * FROM missed_polls WHERE project_id = w.id AND first_tick < w.low
          ORDER BY first_tick DESC LIMIT {LOOK_BACK})
         UNION ALL
         (SELECT * FROM missed_polls WHERE project_id = w.id AND first_tick BETWEEN w.low AND w.high OFFSET 0)
     ) m
-    WHERE newest.last_tick >= w.low AND m.last_tick >= w.low
+    WHERE m.last_tick >= w.low
 """  # noqa: S608
 
 _DELETE_RANGES = """
@@ -100,64 +100,78 @@ _DELETE_RANGES = """
 """
 
 
-async def free(conn: Connection, spreads: Mapping[str, TickSpread], stored: Iterable[list[ResultRecord]]) -> None:
+async def free(conn: Connection, spreads: Mapping[str, TickSpread], stored: Collection[list[ResultRecord]]) -> None:
     """Take the ticks of these results out of the missed ranges that have them.
 
     ``stored``: the results that this flush has added; ``spreads``: by stream, which time their ticks spread over.
     """
     streams = await _streams_concerned(conn, spreads)
-    if not streams:
+    windows = _windows(stored, streams)
+    if not windows:
         return
-    ticks: dict[tuple[str, int], list[int]] = defaultdict(list)  # by stream and project: a replayed one is far behind
-    for records in stored:
-        for record in records:
-            if record.result.trigger == "tick" and record.origin.stream_id in streams:
-                ticks[record.origin.stream_id, record.result.project_id].append(record.result.scheduled_at_ms)
     rows = await conn.fetch(
         _RANGES_OVERLAPPING,
-        [project_id for _, project_id in ticks],
-        [pg_us(min(some)) for some in ticks.values()],
-        [pg_us(max(some)) for some in ticks.values()],
+        [project_id for _, project_id in windows],
+        [pg_us(spread.first_ms) for spread in windows.values()],
+        [pg_us(spread.last_ms) for spread in windows.values()],
     )
-    cut = _cut(rows, ticks)
+    cut = _cut(rows, stored)
     if cut:
-        keys = list(cut)
-        deleted = await conn.fetch(_DELETE_RANGES, [key[0] for key in keys], [key[1] for key in keys])
-        remaining = [part for project_id, first in deleted for part in cut[project_id, first]]
-        await store_ranges(conn, remaining)
+        deleted = await conn.fetch(_DELETE_RANGES, [key[0] for key in cut], [key[1] for key in cut])
+        await store_ranges(conn, [part for project_id, first in deleted for part in cut[project_id, first]])
 
 
 async def _streams_concerned(conn: Connection, spreads: Mapping[str, TickSpread]) -> set[str]:
+    stream_ids = list(spreads)
     rows = await conn.fetch(
         _STREAMS_CONCERNED,
         [pg_us(spread.first_ms) for spread in spreads.values()],
         [pg_us(spread.last_ms) for spread in spreads.values()],
     )
-    stream_ids = list(spreads)
     return {stream_ids[row[0] - 1] for row in rows}
 
 
-def _cut(rows: Iterable[Any], ticks: Mapping[tuple[str, int], list[int]]) -> dict[tuple[int, int], list[MissedRecord]]:
+def _windows(stored: Iterable[list[ResultRecord]], streams: set[str]) -> dict[tuple[str, int], TickSpread]:
+    """By stream and project, because a stream that is replayed is far behind another with the same project."""
+    windows: dict[tuple[str, int], TickSpread] = {}
+    if streams:
+        for record in _tick_records(stored):
+            if record.origin.stream_id in streams:
+                at_ms = record.result.scheduled_at_ms
+                key = (record.origin.stream_id, record.result.project_id)
+                spread = windows.get(key)
+                if spread is None:
+                    windows[key] = TickSpread(at_ms, at_ms)
+                elif at_ms > spread.last_ms:
+                    spread.last_ms = at_ms
+                elif at_ms < spread.first_ms:
+                    spread.first_ms = at_ms
+    return windows
+
+
+def _cut(rows: Sequence[Any], stored: Iterable[list[ResultRecord]]) -> dict[tuple[int, int], list[MissedRecord]]:
     """By key in the table, the ranges that have one of the ticks, and what remains of them."""
-    found = {(row[0], row[1]): row for row in rows}
-    project_ids = {key[0] for key in found}
-    polled: dict[int, list[int]] = defaultdict(list)
-    for (_, project_id), some in ticks.items():
-        if project_id in project_ids:
-            polled[project_id] += some
-    for some in polled.values():
-        some.sort()
+    polled: dict[int, list[int]] = {row[0]: [] for row in rows}
+    if polled:
+        for record in _tick_records(stored):
+            if record.result.project_id in polled:
+                polled[record.result.project_id].append(record.result.scheduled_at_ms)
+        for ticks in polled.values():
+            ticks.sort()
     cut = {}
-    for key, (project_id, first, last, count, reason, worker, epoch) in found.items():
+    for project_id, first, last, count, reason, worker, epoch in rows:
         first_ms, last_ms = ms_of_pg(first), ms_of_pg(last)
         step_ms = TakenRange.of(first_ms, last_ms, count).step_ms
         whole = MissedRange(project_id, first_ms, last_ms, step_ms, reason, epoch)
-        some = polled[project_id]
-        within = some[bisect_left(some, first_ms) : bisect_right(some, last_ms)]
-        parts = subtract(whole, within, [])
+        ticks = polled[project_id]
+        parts = subtract(whole, ticks[bisect_left(ticks, first_ms) : bisect_right(ticks, last_ms)], ())
         if parts != [whole]:
-            cut[key] = [MissedRecord(part, RecordOrigin("", worker)) for part in parts]
+            cut[project_id, first] = [MissedRecord(part, RecordOrigin("", worker)) for part in parts]
     return cut
+
+
+def _tick_records(stored: Iterable[list[ResultRecord]]) -> Iterator[ResultRecord]:
+    return (record for records in stored for record in records if record.result.trigger == "tick")
 
 
 # ---- ticks that are claimed to be missed ----------------------------------------------------------------------------

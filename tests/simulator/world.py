@@ -352,6 +352,8 @@ class World:
                 self._client_send(process, "coordinator", control.encode(message), control.decode_to_coordinator)
             case w.TellWriter(body):
                 self._client_send(process, "writer", body, results.decode_to_writer)
+            case w.StopRedirects():
+                pass  # the target does not redirect
             case w.AbortPolls():
                 mine = [key for key in self.in_flight if key[0] == process.incarnation]
                 for key in mine:
@@ -561,6 +563,7 @@ class World:
                     continue
                 disk.owner = process.incarnation
                 last = disk.entries[len(disk.entries)]
+                acked = disk.entries.get(disk.acked_seq)
                 adopted.append(
                     w.AdoptedStream(
                         disk.stream_id,
@@ -570,6 +573,8 @@ class World:
                         disk.acked_seq,
                         last.records_before + last.records,
                         last.bytes_before + len(last.body),
+                        acked.records_before + acked.records if acked is not None else 0,
+                        acked.bytes_before + len(acked.body) if acked is not None else 0,
                     )
                 )
             if adopted:
