@@ -55,7 +55,7 @@ from coordinator.events import (
     WorkerView,
     WriteLog,
 )
-from coordinator.member import Member
+from coordinator.member import Debt, Member
 from coordinator.ownership import Ownership
 from coordinator.placement import Placement
 from coordinator.slots import SliceBook
@@ -88,7 +88,12 @@ class CoordinatorCore:
         same_run = bool(run_id) and restored.run_id == run_id
         total = restored.max_concurrent_http if same_run and restored.max_concurrent_http else max_concurrent_http
         names = [f"worker-{number}" for number in range(1, workers_wanted + 1)]
-        self.ownership = Ownership(restored.marks, cold_reason="handover" if same_run else "down")
+        self._restored_marks = list(restored.marks)
+        self.ownership = Ownership(
+            restored.marks,
+            cold_reason="handover" if same_run else "down",
+            doubt_until_ms=restored.saved_at_ms + 2 * HEARTBEAT_MS,  # the last state that was saved is that old
+        )
         self.slices = SliceBook(total)
         self.state = ClusterState(
             epoch=restored.epoch,
@@ -110,6 +115,7 @@ class CoordinatorCore:
         self._writer_alive: str | None = None
         self._writer_kill_sent_ms = 0
         self._cuts: list[Cut] = []  # of workers that said hello before everybody was there
+        self._taken_over: dict[int, int] = {}  # partition -> where its owner took over, as it said after our restart
         self._loaded = 0
         self._total: int | None = None
         self._database_up = False
@@ -221,8 +227,9 @@ class CoordinatorCore:
             horizon_ms=self.horizon_ms(),
         )
 
-    def durable(self, now_ms: int) -> DurableState:  # noqa: ARG002 - one signature for all that look
+    def durable(self, now_ms: int) -> DurableState:
         state = self.census.durable()
+        state.saved_at_ms = now_ms
         state.run_id = self._run_id
         state.epoch = self.state.epoch
         state.marks = self._durable_marks()
@@ -380,6 +387,9 @@ class CoordinatorCore:
             return effects  # its kill is under way
         if member.peer is None:
             self.slices.joined(member.name, hello.slice)
+            for cut in hello.released:  # a former coordinator knew what it still owes for these
+                mark_ms = self._restored_marks[cut.partition] if self._restored_marks else None
+                member.released(cut, mark_ms, now_ms)
         if member.peer is not None:
             self._peers.pop(member.peer, None)
         self._peers[peer] = member.name
@@ -394,7 +404,9 @@ class CoordinatorCore:
         for held in hello.held:
             owner = self.ownership.partitions[held.partition].owner
             if owner in (None, member.name) or self.state.phase in ("loading", "gathering"):
-                self.ownership.adopt(held.partition, member.name, held.epoch)
+                adopted = self.ownership.adopt(held.partition, member.name, held.epoch)
+                if adopted and held.resume_after_ms is not None:
+                    self._taken_over[held.partition] = held.resume_after_ms
         if self.state.phase in ("loading", "gathering"):
             self._cuts += hello.released
         if self.state.phase == "gathering":
@@ -474,7 +486,7 @@ class CoordinatorCore:
         self.census.gone(member.incarnation)
         self.slices.gone(member.name)
         member.oldest_ms = None
-        lost = [] if self.state.phase == "stopping" else self.ownership.lost(member.name)
+        lost = [] if self.state.phase == "stopping" else self.ownership.lost(member.name, now_ms)
         self._teller.revoking.difference_update(lost)
         self._teller.lost(lost, member.incarnation)
         self._placement.dirty = True
@@ -560,6 +572,7 @@ class CoordinatorCore:
         for cut in self._cuts:
             self.ownership.remembered(cut)
         self._cuts = []
+        self._claim_what_nobody_owes(now_ms)
         self.census.keep_only({member.incarnation for member in self.members.values()})
         for partition in self.ownership.partitions:
             partition.wanted = partition.owner
@@ -568,6 +581,15 @@ class CoordinatorCore:
             if member.speaks:
                 effects += self._placement.open_session(member, now_ms)
         return effects + self._placement.plan(now_ms)
+
+    def _claim_what_nobody_owes(self, now_ms: int) -> None:
+        """Between the mark and where the owner took over, a former owner answers; one that is dead no more."""
+        for index, resume_ms in self._taken_over.items():
+            mark_ms = self.ownership.partitions[index].mark_ms
+            debts = [member.debts[index] for member in self.members.values() if index in member.debts]
+            if resume_ms > (mark_ms or 0) and all(debt.cut_ms < resume_ms for debt in debts):
+                self._teller.settle_debts({index: Debt(mark_ms, resume_ms)}, [], now_ms)
+        self._taken_over.clear()
 
     # ---- requests -------------------------------------------------------------------------------------------------
 

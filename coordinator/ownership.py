@@ -33,6 +33,7 @@ class Partition(msgspec.Struct, gc=False):
     mark_ms: int | None = None
     resume: Resume | None = None  # set until a grant is acknowledged
     base: Resume | None = None  # where the owner took over from one that lives, until the mark is beyond it
+    doubt_until_ms: int = 0  # an owner that died may have polled until then
     busy: list[BusyProject] = []  # polls in flight at former owners that live, as far as known
     granted_seq: int = 0  # of the owner's session; 0: its grant has not been sent in this session
     revoked_at_ms: int | None = None  # a revoke is under way
@@ -40,9 +41,10 @@ class Partition(msgspec.Struct, gc=False):
 
 
 class Ownership:
-    def __init__(self, marks: list[int | None], *, cold_reason: ResumeReason = "down") -> None:
+    def __init__(self, marks: list[int | None], *, cold_reason: ResumeReason = "down", doubt_until_ms: int = 0) -> None:
         self.partitions = [
-            Partition(mark_ms=mark, resume=Resume(mark, cold_reason)) for mark in (marks or [None] * PARTITIONS)
+            Partition(mark_ms=mark, resume=Resume(mark, cold_reason), doubt_until_ms=doubt_until_ms)
+            for mark in (marks or [None] * PARTITIONS)
         ]
         assert len(self.partitions) == PARTITIONS
         self._owned: defaultdict[str, set[int]] = defaultdict(set)  # by owner
@@ -153,7 +155,7 @@ class Ownership:
             partition.base = resume
         partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
 
-    def lost(self, worker: str) -> list[int]:
+    def lost(self, worker: str, now_ms: int) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""
         indices = self.owned_by(worker)
         for index in indices:
@@ -163,6 +165,7 @@ class Ownership:
             partition.revoked_at_ms = None
             partition.revoke_sent = False
             partition.resume = _after_loss(partition)
+            partition.doubt_until_ms = max(partition.doubt_until_ms, now_ms)
         return indices
 
     def session_opened(self, worker: str) -> None:

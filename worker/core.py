@@ -251,7 +251,9 @@ class WorkerCore:
 
     def _say_hello(self, now_ms: int) -> Effect:
         self.link.hello_at_ms = now_ms + HELLO_AGAIN_MS
-        held = [HeldPartition(index, held.epoch) for index, held in self.ticker.partitions.items()]
+        held = [
+            HeldPartition(index, held.epoch, held.resume_after_ms) for index, held in self.ticker.partitions.items()
+        ]
         slice_ = max(self.ticker.slice, len(self.ticker.flights))
         draining = self.phase != "polling"
         cuts: list[Cut] = []
@@ -336,6 +338,7 @@ class WorkerCore:
             grant.ended,
             now_ms,
             unseen=grant.unseen,
+            doubt_until_ms=grant.doubt_until_ms,
         )
 
     def _release(self, indices: list[int], now_ms: int) -> list[Effect]:

@@ -138,7 +138,7 @@ class OutgoingStream:
         if self.acked_seq < first_seq - 1:  # given up unacknowledged: the writer has to be told
             self._welcomed = False
             self._ask_at_ms = 0
-            self._acked(first_seq - 1)
+            self._acked(min(first_seq - 1, self.appended_seq))  # what is not known to be written yet goes on from there
 
     # ---- the writer -----------------------------------------------------------------------------------------------
 
@@ -216,6 +216,8 @@ class OutgoingStream:
                 self._in_flight_bytes -= len(entry.body)
             self._acked_records = entry.records_before + entry.records
             self._acked_bytes = entry.bytes_before + len(entry.body)
+        if seq >= self.appended_seq:
+            self._acked_records, self._acked_bytes = self.appended_records, self.appended_bytes
         self.sent_seq = max(self.sent_seq, seq)
 
     def _window_end(self) -> int:
@@ -232,7 +234,8 @@ class OutgoingStream:
 
     def check(self) -> None:
         """Invariants, for tests and simulation."""
-        assert self.first_seq - 1 <= self.acked_seq <= self.sent_seq <= self.appended_seq, self
+        begin = min(self.first_seq - 1, self.appended_seq)
+        assert begin <= self.acked_seq <= self.sent_seq <= self.appended_seq, self
         sealed = [entry.seq for entry in self.sealed]
         assert sealed == list(range(self.appended_seq + 1, self.appended_seq + 1 + len(sealed))), self
         assert self.sealed_bytes == sum(len(entry.body) for entry in self.sealed), self

@@ -8,7 +8,11 @@ the fsync policy:
 - ``interval``: after the write, and fsync follows within the interval: a crash of the machine costs that much.
 - ``batch``: after the fsync that covers it; batches that come meanwhile share the next one.
 
-Once a second (``beat``) acknowledged segments expire, and the limits are looked at.  It decides nothing about streams.
+After a failed fsync what was not safe is in a new segment; it counts with the next fsync that succeeds, tried once a
+second.
+
+Once a second (``beat``) acknowledged segments expire, and the limits are looked at: above them ``full`` is true, or the
+oldest results are given up until there is room.  It decides nothing about streams.
 """
 
 import asyncio
@@ -47,9 +51,12 @@ from worker.events import (
 
 ADOPT_EVERY_S = 5.0
 ADOPT_MAX = 16  # streams at a time; further ones the next time
+SYNC_AGAIN_S = 1.0  # after a failure
+ALARM_EVERY_S = 10.0  # a disk that fails is not said with each fsync
 
 logger = logging.getLogger("worker.recorder")
 T = TypeVar("T")
+_GivenUp = tuple[StreamLog, list[PollResult], list[MissedRange]]
 
 
 def new_stream_id() -> str:
@@ -69,10 +76,12 @@ class WalRecorder:
         self._drop_oldest = settings.wal_full == "drop_oldest"
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self._path = settings.wal_dir
+        self._limit_bytes = settings.wal_limit_bytes
         self._directory = WalDirectory(
-            settings.wal_dir,
+            self._path,
             worker=settings.name,
-            limit_bytes=settings.wal_limit_bytes,
+            limit_bytes=self._limit_bytes,
             free_floor_bytes=settings.wal_free_floor_bytes,
         )
         self._logs: dict[str, StreamLog] = {}
@@ -82,12 +91,15 @@ class WalRecorder:
         self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced
         self._syncing = False
         self._sync_timer: asyncio.TimerHandle | None = None
+        self._sync_failing = False
+        self._alarm_at_s = 0.0
         self._adopting = False
         self._adopt_at = 0.0
-        self._dropping = False
+        self._dropping: list[StreamLog] = []  # the oldest of one of them is being given up
         self._open_wanted = False
         self._damaged = 0  # in streams that are gone
         self._said_failing = False
+        self._said_not_opened = False
         self._closing = False
         self.full = False
         self.sync_failures = 0
@@ -116,13 +128,14 @@ class WalRecorder:
             return
         if self._open_wanted:
             self._open()
-        now_s = time.time()
-        self._directory.expire(now_s)
-        room = self._has_room()
+        self._directory.expire(time.time())
+        room = self._directory.room()
         self._report_trimmed()
-        if not room and self._drop_oldest and not self._dropping:
-            self._drop()
-        self.full = not room and not self._drop_oldest
+        if self._drop_oldest:
+            if not room:
+                self._drop()
+        elif room == self.full:
+            self._say_full(full=not room)
         if self._loop.time() >= self._adopt_at and not self._adopting:
             self._adopt(ADOPT_MAX)
 
@@ -141,14 +154,11 @@ class WalRecorder:
 
     def _close(self) -> None:
         if self._policy != "off":
-            for stream_id in list(self._unsynced):
-                try:
-                    self._logs[stream_id].sync()
-                except WalError as error:
-                    logger.critical("%s", error)
+            self._alarm_at_s = 0.0
+            self._sync_all([log for log in self._logs.values() if log.last_seq])
         for log in self._logs.values():
             if not log.last_seq:
-                _remove(log)
+                log.remove()
         self._directory.close()
 
     # ---- writing --------------------------------------------------------------------------------------------------
@@ -159,28 +169,33 @@ class WalRecorder:
         if fresh and fresh[0].seq != log.last_seq + 1:  # what lies between could not be written before
             self._submit(WalWriteFailed(stream_id))
             return
-        try:
-            if fresh:
+        if fresh:
+            try:
                 log.append(fresh)
-        except WalError as error:
-            if not self._said_failing:
-                self._said_failing = True
-                logger.error("%s; no polls are started until it can be written again", error)  # noqa: TRY400
-            self._submit(WalWriteFailed(stream_id))
-            return
-        if self._said_failing:
-            self._said_failing = False
-            logger.warning("the WAL can be written again")
+            except WalError as error:
+                self._on_write_failed(error)
+                self._submit(WalWriteFailed(stream_id))
+                return
+            if self._said_failing:
+                self._said_failing = False
+                logger.warning("the WAL can be written again")
         if self._policy != "off":
             self._unsynced[stream_id] = log.last_seq
             self._schedule_sync()
         if self._policy != "batch":
             self._submit(WalWritten(stream_id, entries[-1].seq))
 
+    def _on_write_failed(self, error: WalError) -> None:
+        if not self._said_failing:
+            self._said_failing = True
+            logger.error("%s; no polls are started until it can be written again", error)
+        if error.kind == "full" and not self._evict() and self._drop_oldest:
+            self._drop()
+
     def _schedule_sync(self) -> None:
         if self._syncing or self._sync_timer is not None:
             return
-        delay_s = 0.0 if self._policy == "batch" else self._interval_s
+        delay_s = SYNC_AGAIN_S if self._sync_failing else 0.0 if self._policy == "batch" else self._interval_s
         self._sync_timer = self._loop.call_later(delay_s, self._sync)
 
     def _sync(self) -> None:
@@ -188,20 +203,32 @@ class WalRecorder:
         self._syncing = True
         written, self._unsynced = self._unsynced, {}
         logs = [self._logs[stream_id] for stream_id in written if stream_id in self._logs]
-        self._in_thread(partial(_sync_all, logs), partial(self._on_synced, written))
+        self._in_thread(partial(self._sync_all, logs), partial(self._on_synced, written))
 
-    def _on_synced(self, written: dict[str, int], failures: list[WalError]) -> None:
+    def _on_synced(self, written: dict[str, int], failed: set[str]) -> None:
         self._syncing = False
-        for error in failures:
-            self.sync_failures += 1
-            logger.critical("%s", error)
-        if failures:  # what they hold was written again, to new segments, and is to be synced there
-            self._unsynced = written | self._unsynced
-        elif self._policy == "batch":
-            for stream_id, seq in written.items():
+        self._sync_failing = bool(failed)
+        for stream_id, seq in written.items():
+            if stream_id in failed:
+                self._unsynced.setdefault(stream_id, seq)
+            elif self._policy == "batch":
                 self._submit(WalWritten(stream_id, seq))
         if self._unsynced:
             self._schedule_sync()
+
+    def _sync_all(self, logs: list[StreamLog]) -> set[str]:
+        """In the thread.  Returns the streams of which something failed."""
+        failed = set()
+        for log in logs:
+            try:
+                log.sync()
+            except WalError as error:
+                failed.add(log.stream_id)
+                self.sync_failures += 1
+                if time.monotonic() >= self._alarm_at_s:
+                    self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
+                    logger.critical("%s (failures so far: %d)", error, self.sync_failures)
+        return failed
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -228,9 +255,11 @@ class WalRecorder:
         try:
             stream_id = self._create()
         except WalError as error:
-            logger.warning("no further stream can be opened now: %s", error)
+            if not self._said_not_opened:
+                self._said_not_opened = True
+                logger.warning("new results wait behind older ones, no further stream can be opened: %s", error)
             return
-        self._open_wanted = False
+        self._open_wanted = self._said_not_opened = False
         self._live_id = stream_id
         self._submit(StreamOpened(stream_id))
 
@@ -251,6 +280,8 @@ class WalRecorder:
 
     def _report_trimmed(self) -> None:
         for stream_id, log in list(self._logs.items()):
+            if log in self._dropping:
+                continue  # it is told with what was given up
             if self._first_seqs.get(stream_id, 1) != log.first_seq:
                 self._first_seqs[stream_id] = log.first_seq
                 self._submit(StreamTrimmed(stream_id, log.first_seq))
@@ -261,32 +292,45 @@ class WalRecorder:
         self._damaged += log.damaged
         self._logs.pop(log.stream_id)
         self._first_seqs.pop(log.stream_id, None)
-        _remove(log)
-
-    def _has_room(self) -> bool:
-        try:
-            return self._directory.room()
-        except WalError as error:
-            logger.warning("%s", error)
-            return False
+        log.remove()
 
     # ---- limits ---------------------------------------------------------------------------------------------------
 
+    def _say_full(self, *, full: bool) -> None:
+        self.full = full
+        if full:
+            logger.error(
+                "the WAL in %s has reached its limit, or the disk has less free space than it leaves; no polls are "
+                "started until results are delivered or space is freed",
+                self._path,
+            )
+        else:
+            logger.warning("the WAL in %s has room again", self._path)
+
+    def _evict(self) -> bool:
+        """Delete the segment that was acknowledged first."""
+        found = [(since_s, log) for log in self._logs.values() if (since_s := log.evictable_since_s) is not None]
+        return any(log.evict_acknowledged() for _, log in sorted(found, key=lambda each: each[0]))
+
     def _drop(self) -> None:
         """Give up the oldest results there are, in the oldest stream."""
-        waiting = sorted(stream_id for stream_id, log in self._logs.items() if not log.finished)
-        if not waiting:
-            return
-        self._dropping = True
-        log = self._logs[waiting[0]]
-        self._in_thread(partial(_give_up_oldest, log), partial(self._on_dropped, log))
+        waiting = [log for _, log in sorted(self._logs.items()) if log.acked_seq < log.last_seq]
+        if waiting and not self._dropping:
+            self._dropping = waiting
+            self._in_thread(partial(_give_up_oldest, waiting), self._on_dropped)
 
-    def _on_dropped(self, log: StreamLog, given_up: tuple[list[PollResult], list[MissedRange]]) -> None:
-        self._dropping = False
-        polled, missed = given_up
-        logger.error("the WAL is full: %d results of stream %s were given up", len(polled), log.stream_id)
+    def _on_dropped(self, given_up: _GivenUp | None) -> None:
+        self._dropping = []
+        if given_up is None:  # what can't be read or deleted is said by the log
+            return
+        log, polled, missed = given_up
+        logger.error(
+            "the WAL is full: %d results of stream %s were given up, and count as missed", len(polled), log.stream_id
+        )
         self._first_seqs[log.stream_id] = log.first_seq
         self._submit(StreamTrimmed(log.stream_id, log.first_seq, polled, missed))
+        if self._directory.bytes_on_disk >= self._limit_bytes:  # the disk's space may be others' doing: no hurry
+            self._drop()
 
     def _in_thread(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
         """An exception of the work is a bug of ours and ends the process (see cluster.runtime)."""
@@ -299,8 +343,8 @@ def _describe(log: StreamLog) -> AdoptedStream:
     records_acked, bytes_acked = log.records_total, log.bytes_total
     if log.acked_seq < log.last_seq:
         with contextlib.suppress(WalError):  # it is said when the stream is read
-            oldest = log.read(max(log.first_seq, log.acked_seq + 1), 1)[0]
-            records_acked, bytes_acked = oldest.records_before, oldest.bytes_before
+            for oldest in log.read(max(log.first_seq, log.acked_seq + 1), 1)[:1]:
+                records_acked, bytes_acked = oldest.records_before, oldest.bytes_before
     return AdoptedStream(
         log.stream_id,
         log.worker,
@@ -314,29 +358,18 @@ def _describe(log: StreamLog) -> AdoptedStream:
     )
 
 
-def _remove(log: StreamLog) -> None:
-    try:
-        log.remove()
-    except WalError as error:
-        logger.warning("%s", error)  # the next worker that looks for orphans removes it
-
-
-def _sync_all(logs: list[StreamLog]) -> list[WalError]:
-    failures = []
+def _give_up_oldest(logs: list[StreamLog]) -> _GivenUp | None:
+    """Of the first of the streams of which something can be given up."""
     for log in logs:
-        try:
-            log.sync()
-        except WalError as error:
-            failures.append(error)
-    return failures
-
-
-def _give_up_oldest(log: StreamLog) -> tuple[list[PollResult], list[MissedRange]]:
-    polled: list[PollResult] = []
-    missed: list[MissedRange] = []
-    for entry in log.drop_oldest():
-        batch = results.decode_to_writer(entry.body) if entry.body else None
-        if isinstance(batch, results.Batch):
-            polled += batch.results
-            missed += batch.missed
-    return polled, missed
+        entries = log.drop_oldest()
+        if not entries:
+            continue
+        polled: list[PollResult] = []
+        missed: list[MissedRange] = []
+        for entry in entries:
+            batch = results.decode_to_writer(entry.body) if entry.body else None
+            if isinstance(batch, results.Batch):
+                polled += batch.results
+                missed += batch.missed
+        return log, polled, missed
+    return None

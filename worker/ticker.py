@@ -67,10 +67,12 @@ class Scheduled:
 
 
 class HeldPartition:
-    __slots__ = ("epoch", "projects", "reason")
+    __slots__ = ("doubt_until_ms", "epoch", "projects", "reason", "resume_after_ms")
 
-    def __init__(self, epoch: int, reason: ResumeReason) -> None:
+    def __init__(self, epoch: int, resume_after_ms: int | None, reason: ResumeReason, doubt_until_ms: int) -> None:
         self.epoch = epoch
+        self.resume_after_ms = resume_after_ms
+        self.doubt_until_ms = doubt_until_ms  # an earlier owner, whose clock was ahead, may have polled until then
         self.reason = reason  # what ticks that an earlier owner may have polled are missed for
         self.projects: dict[int, Scheduled] = {}
 
@@ -271,6 +273,7 @@ class Ticker:
         now_ms: int,
         *,
         unseen: Collection[int] = (),
+        doubt_until_ms: int = 0,
     ) -> None:
         """Take a partition over, or (one that is held already) take from the grant what changed."""
         first_polls = set(immediate)
@@ -286,7 +289,7 @@ class Ticker:
             for span in ended:
                 self.account_ended(span, resume_after_ms, reason, now_ms)
             return
-        held = self.partitions[partition] = HeldPartition(epoch, reason)
+        held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason, doubt_until_ms)
         inherited = {entry.project_id: entry for entry in waiting}
         for entry in busy:
             if entry.until_ms > now_ms and not self._is_mine(entry):
@@ -330,7 +333,7 @@ class Ticker:
         busy: list[BusyProject] = []
         for project_id, scheduled in held.projects.items():
             if scheduled.waiting_ms >= 0:
-                doubtful = scheduled.waiting_ms == scheduled.doubt_ms
+                doubtful = scheduled.waiting_ms == scheduled.doubt_ms or scheduled.waiting_ms <= held.doubt_until_ms
                 waiting.append(WaitingPoll(project_id, scheduled.waiting_ms, scheduled.trigger, doubtful))
             flight = self.flights.get(project_id)
             if flight is not None:
@@ -408,10 +411,6 @@ class Ticker:
         held = self.partitions.get(partition)
         return held.epoch if held is not None else 0
 
-    def _reason_of_doubt(self, partition: int) -> ResumeReason:
-        held = self.partitions.get(partition)
-        return held.reason if held is not None else "handover"
-
     def _miss(
         self,
         scheduled: Scheduled,
@@ -421,15 +420,20 @@ class Ticker:
         now_ms: int,
     ) -> None:
         partition = partition_of(scheduled.spec.id)
-        doubtful = first_ms == last_ms == scheduled.doubt_ms and reason != "down"
+        held = self.partitions.get(partition)
+        if reason != "down":
+            if held is not None and (first_ms == last_ms == scheduled.doubt_ms or first_ms <= held.doubt_until_ms):
+                reason = held.reason
+            elif held is None and first_ms == last_ms == scheduled.doubt_ms:
+                reason = "handover"
         self.missed.add(
             scheduled.spec.id,
             partition,
             first_ms,
             last_ms,
             scheduled.spec.interval_ms,
-            self._reason_of_doubt(partition) if doubtful else reason,
-            self._epoch(partition),
+            reason,
+            held.epoch if held is not None else 0,
             now_ms,
         )
 
@@ -458,8 +462,10 @@ class Ticker:
         spec = scheduled.spec
         partition = partition_of(spec.id)
         self.flights[spec.id] = Flight(scheduled, partition, now_ms)
-        doubtful = scheduled.waiting_ms == scheduled.doubt_ms
-        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, self._epoch(partition), doubtful))
+        held = self.partitions[partition]
+        tick_ms = scheduled.waiting_ms
+        doubtful = tick_ms == scheduled.doubt_ms or tick_ms <= held.doubt_until_ms
+        self.starts.append(PollStart(spec, tick_ms, scheduled.trigger, held.epoch, doubtful))
         scheduled.gate.active += 1
         scheduled.busy = True
         self._leave_line(scheduled)

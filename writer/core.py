@@ -450,13 +450,13 @@ class WriterCore:
 
     def _advance(self, now_ms: int, effects: list[Effect]) -> None:
         """Ask for the next database operation, if one is due and none is under way; or finish."""
+        if self._reload_wanted and self._operation is None and self._flush is None:
+            self._reload_wanted = False
+            self._reload(self._streams.values())
         if self._stop_deadline is not None and (now_ms >= self._stop_deadline or self._is_empty()):
             self._finished = True
             effects.append(Finish(self._pending_rows()))
             return
-        if self._reload_wanted and self._operation is None and self._flush is None:
-            self._reload_wanted = False
-            self._reload(self._streams.values())
         if self._operation is not None or (self._retry_at is not None and now_ms < self._retry_at):
             return
         if self._flush is not None:
@@ -546,10 +546,12 @@ class WriterCore:
         self._gaps.discard(stream.stream_id)
 
     def _is_empty(self) -> bool:
-        return self._flush is None and self._oldest_waiting_ms is None
+        owed = any(stream.owed_rows for stream in self._streams.values())
+        return self._flush is None and self._oldest_waiting_ms is None and not self._reload_wanted and not owed
 
     def _pending_rows(self) -> int:
-        return self._waiting_rows + (self._flush.rows if self._flush is not None else 0)
+        owed = sum(stream.owed_rows for stream in self._streams.values())
+        return self._waiting_rows + (self._flush.rows if self._flush is not None else 0) + owed
 
     def _oldest_ms(self) -> int | None:
         if self._flush is None:

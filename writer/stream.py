@@ -20,9 +20,9 @@ class PendingBatch(msgspec.Struct, frozen=True, gc=False):
 
 class Stream:
     __slots__ = (
-        "abandoned", "acked_seq", "committed_seq", "ending", "heard_ms", "late_until_seq", "loaded", "peer", "pending",
-        "pending_bytes", "received_seq", "refused", "rewound_ms", "sender", "stream_id", "taken", "waiting_bytes",
-        "welcome_seq", "worker",
+        "abandoned", "acked_seq", "committed_seq", "ending", "heard_ms", "late_until_seq", "loaded", "owed_rows",
+        "owed_seq", "peer", "pending", "pending_bytes", "received_seq", "refused", "rewound_ms", "sender", "stream_id",
+        "taken", "waiting_bytes", "welcome_seq", "worker",
     )  # fmt: skip
 
     def __init__(self, stream_id: str, worker: str, peer: bytes, first_seq: int, now_ms: int) -> None:
@@ -32,6 +32,8 @@ class Stream:
         self.sender = ("", "")  # who sends it: name and incarnation
         self.welcome_seq = first_seq  # the oldest batch the worker still has, as it said
         self.acked_seq = 0  # what the worker was told is committed, as it said or as we told it
+        self.owed_seq = 0  # what was received before the last reset
+        self.owed_rows = 0  # and thrown away by it, while it is not committed
         self.late_until_seq = 0  # up to here others may have claimed the ticks meanwhile
         self.loaded = False  # the ledger was read: the positions below are known
         self.committed_seq = 0
@@ -84,6 +86,8 @@ class Stream:
         self.committed_seq = max(self.committed_seq, position)
         self.received_seq = max(self.received_seq, position)
         self.acked_seq = max(self.acked_seq, self.committed_seq)
+        if self.committed_seq >= self.owed_seq:
+            self.owed_rows = 0
         for _ in range(self.taken):
             self.pending_bytes -= self.pending.popleft().size_bytes
         self.taken = 0
@@ -95,6 +99,8 @@ class Stream:
     def reset(self) -> None:
         """Nothing is known any more of what the ledger says; what was received has to be sent again."""
         self.loaded = False
+        self.owed_seq = self.received_seq
+        self.owed_rows += sum(pending.rows for pending in self.pending)
         self.pending.clear()
         self.pending_bytes = self.waiting_bytes = self.taken = 0
         self.rewound_ms = None

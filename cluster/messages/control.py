@@ -89,12 +89,14 @@ class PartitionGrant(msgspec.Struct, frozen=True):
     immediate: list[int] = []  # ids of new projects whose immediate poll nobody has started
     unseen: list[int] = []  # ids of changed projects: the former owner may not have known, so its cut does not count
     ended: list[EndedSpan] = []
+    doubt_until_ms: int = 0  # an owner that died may have polled the ticks up to then; its clock may have been ahead
     last: bool = True
 
 
 class HeldPartition(msgspec.Struct, array_like=True, frozen=True):
     partition: PartitionIndex
     epoch: int
+    resume_after_ms: int | None = None  # as granted; what lies before is for former owners to commit
 
 
 class RemovedProject(msgspec.Struct, array_like=True, frozen=True):

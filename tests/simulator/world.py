@@ -90,7 +90,8 @@ class Poll:
     project_id: int
     at: int
     trigger: str
-    started: int
+    started: int  # by the worker's clock
+    real: int = 0  # when it started in the simulation's time
     ended: int | None = None
 
 
@@ -102,6 +103,7 @@ class Process:
     alive: bool = True
     frozen: bool = False
     wake_at: int | None = None
+    ahead_ms: int = 0  # of its clock before the time of the simulation
     peers: dict[str, bytes] = field(default_factory=dict)  # routing id at the server of that name
     stalled: list[Callable[[], None]] = field(default_factory=list)
 
@@ -195,6 +197,7 @@ class World:
         self.spans: list[Span] = []
         self.durable = c.DurableState()
         self.saved_epoch = 0
+        self.ahead_ms = 0  # of the system's clock, which was stepped
         self.calm = False  # no more faults
         self.stopping = False
         self.slow_ms = 200
@@ -237,11 +240,31 @@ class World:
             assert self.now < end, f"not within {limit_ms} ms of virtual time: {what}"
             self.run_for(50)
 
+    # ---- clocks -------------------------------------------------------------------------------------------------
+
+    @property
+    def wall_ms(self) -> int:
+        """The system's clock; the database's, too."""
+        return self.now + self.ahead_ms
+
+    def clock_of(self, process: Process) -> int:
+        return self.now + process.ahead_ms
+
+    def step_clock(self, by_ms: int) -> None:
+        """Workers and the writer take a step forward at once; a step back is slewed, so only new processes see it."""
+        self.log.append(f"{self.now - EPOCH_MS} clock {by_ms:+}")
+        self.ahead_ms += by_ms
+        for process in self.processes.values():
+            if process.name != "coordinator" and process.alive and self.ahead_ms > process.ahead_ms:
+                process.ahead_ms = self.ahead_ms
+                self._arm(process)
+
     # ---- processes ----------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
         self._incarnations += 1
-        process = Process(name, f"{name}#{self._incarnations}")
+        process = Process(name, f"{name}#{self._incarnations}", ahead_ms=self.ahead_ms)
+        now_ms = self.wall_ms
         self.processes[name] = process
         if name == "coordinator":
             self.durable.epoch = max(self.durable.epoch, self.saved_epoch)
@@ -251,12 +274,12 @@ class World:
                 workers_wanted=len(self.names),
                 run_id="run",
                 restored=self.durable,
-                now_ms=self.now,
+                now_ms=now_ms,
             )
             self.after(self.random.randrange(50), lambda: self._load(process))
             self._save_state(process)
         elif name == "writer":
-            process.core = writer_core.WriterCore(now_ms=self.now, credit_bytes=self.credit_bytes)
+            process.core = writer_core.WriterCore(now_ms=now_ms, credit_bytes=self.credit_bytes)
             self._writer_beat(process)
         else:
             process.core = WorkerCore(
@@ -265,7 +288,7 @@ class World:
                 pid=self._incarnations,
                 stream_id=self._new_stream(process),
                 grace_ms=30_000,
-                now_ms=self.now,
+                now_ms=now_ms,
             )
             self._beat(process)
             self.after(self.random.randrange(5, 300), lambda: self._adopt(process))
@@ -315,10 +338,12 @@ class World:
         if process.frozen:
             process.stalled.append(lambda: self.step(process, event))
             return
-        self._perform(process, process.core.handle(event, self.now))
+        self._perform(process, process.core.handle(event, self.clock_of(process)))
 
     def _arm(self, process: Process) -> None:
         due = process.core.next_timer()
+        if due is not None:
+            due -= process.ahead_ms
         if due is None or (process.wake_at is not None and process.wake_at <= max(due, self.now)):
             return
         wake_at = process.wake_at = max(due, self.now)
@@ -328,7 +353,7 @@ class World:
                 return
             process.wake_at = None
             if process.alive and not process.frozen:
-                self._perform(process, process.core.handle_timer(self.now))
+                self._perform(process, process.core.handle_timer(self.clock_of(process)))
 
         self.after(wake_at - self.now, wake)
 
@@ -496,7 +521,7 @@ class World:
     def _save_state(self, process: Process) -> None:
         if process.alive:
             if not process.frozen:
-                self.durable = process.core.durable(self.now)
+                self.durable = process.core.durable(self.clock_of(process))
             self.after(1_000, lambda: self._save_state(process))
 
     def reload(self) -> None:
@@ -506,7 +531,7 @@ class World:
             return
         known = process.core.project_ids()
         removed = [
-            RemovedProject(pid, max(span.until or self.now for span in self.spans if span.project_id == pid))
+            RemovedProject(pid, max(span.until or self.wall_ms for span in self.spans if span.project_id == pid))
             for pid in known - set(self.projects)
         ]
         horizon = process.core.horizon_ms() or 0
@@ -585,7 +610,7 @@ class World:
         if not process.alive:
             return
         if not process.frozen:
-            view = process.core.view(self.now)
+            view = process.core.view(self.clock_of(process))
             beat = WriterHeartbeat(process.incarnation, 1, view.state, view.rows_written)
             self._client_send(process, "coordinator", control.encode(beat), control.decode_to_coordinator)
         self.after(1_000, lambda: self._writer_beat(process))
@@ -615,7 +640,10 @@ class World:
     # ---- the target ---------------------------------------------------------------------------------------------
 
     def _start_poll(self, process: Process, start: w.PollStart) -> None:
-        poll = Poll(process.name, process.incarnation, start.spec.id, start.scheduled_at_ms, start.trigger, self.now)
+        now_ms = self.clock_of(process)
+        poll = Poll(
+            process.name, process.incarnation, start.spec.id, start.scheduled_at_ms, start.trigger, now_ms, self.now
+        )
         assert (process.incarnation, start.spec.id) not in self.in_flight
         others = [p for (_, pid), p in self.in_flight.items() if pid == start.spec.id]
         assert not others, f"{start.spec.id} is in flight twice: {others[0]} and {poll}"
@@ -637,10 +665,10 @@ class World:
         if not process.alive or self.in_flight.get((process.incarnation, start.spec.id)) is not poll:
             return
         del self.in_flight[process.incarnation, start.spec.id]
-        poll.ended = self.now
+        poll.ended = self.clock_of(process)
         result = PollResult(
             start.spec.id, start.scheduled_at_ms, poll.started * 1000, start.trigger, "success", 200,
-            float(self.now - poll.started), None, None, None, None, None, None, None, 0, None, None, start.epoch,
+            float(poll.ended - poll.started), None, None, None, None, None, None, None, 0, None, None, start.epoch,
             start.doubtful,
         )  # fmt: skip
         self.step(process, w.PollsFinished([result]))
@@ -655,7 +683,7 @@ class World:
     # ---- projects -----------------------------------------------------------------------------------------------
 
     def add_project(self, project_id: int, *, interval_ms: int) -> None:
-        since = self.now
+        since = self.wall_ms
         self.projects[project_id] = ProjectSpec(
             project_id, f"http://host-{project_id % 3}/", interval_ms, since, timeout_ms=5_000
         )
@@ -665,9 +693,9 @@ class World:
         del self.projects[project_id]
         for span in self.spans:
             if span.project_id == project_id and span.until is None:
-                span.until = self.now
+                span.until = self.wall_ms
         self.removed_for_good[project_id] = None
-        return RemovedProject(project_id, self.now)
+        return RemovedProject(project_id, self.wall_ms)
 
     def change_interval(self, project_id: int, interval_ms: int) -> None:
         old = self.projects[project_id]
@@ -675,9 +703,9 @@ class World:
             return
         for span in self.spans:
             if span.project_id == project_id and span.until is None:
-                span.until = self.now
-        self.projects[project_id] = ProjectSpec(project_id, old.url, interval_ms, self.now, timeout_ms=5_000)
-        self.spans.append(Span(project_id, self.now, None, interval_ms))
+                span.until = self.wall_ms
+        self.projects[project_id] = ProjectSpec(project_id, old.url, interval_ms, self.wall_ms, timeout_ms=5_000)
+        self.spans.append(Span(project_id, self.wall_ms, None, interval_ms))
 
     # ---- requests, as the admin socket makes them ---------------------------------------------------------------
 
@@ -686,7 +714,7 @@ class World:
         process = self.processes["coordinator"]
         if process.alive and not process.frozen and process.core.phase == "running":
             self.step(process, event)
-            self.durable = process.core.durable(self.now)
+            self.durable = process.core.durable(self.clock_of(process))
 
     def scale(self, *, workers: int | None = None, slots: int | None = None) -> None:
         process = self.processes["coordinator"]
@@ -785,7 +813,7 @@ def check_polled_once(world: World) -> None:
     for poll in world.polls:
         key = (poll.project_id, poll.at, poll.trigger)
         before = seen.get(key)
-        between = before is not None and any(before.started <= at <= poll.started for at in world.kills)
+        between = before is not None and any(before.real <= at <= poll.real for at in world.kills)
         assert before is None or between, f"polled twice: {before} and {poll}"
         seen[key] = poll
 

@@ -2,10 +2,12 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.missed import HOLD_MS, MissedLog
+from tests.worker.wal_double import result
+from worker.missed import HOLD_MS, MissedLog, given_up
 
 P = 5
 
@@ -69,6 +71,93 @@ def test_a_range_of_ten_days_is_one_entry():
     add(log, 0, 864_000_000 - 1_000, "down")
     assert log.ticks == {"down": 864_000}
     assert len(log) == 1
+
+
+# ---- before partitions are given up ---------------------------------------------------------------------------------
+
+
+def test_what_partitions_still_have_to_account_for_is_taken_at_once_and_the_rest_stays():
+    log = MissedLog()
+    add(log, 1_000, 1_000, project=1, partition=5, now=100)
+    add(log, 1_500, 1_500, project=2, partition=6, now=100)
+    add(log, 1_700, 1_700, project=3, partition=7, now=100)
+    assert shown(log.take_of({5, 7})) == [(1, 1_000, 1_000, "overload"), (3, 1_700, 1_700, "overload")]
+    assert log.unreported() == {6: 1_500}
+    assert log.take_of({5, 7}) == []
+    assert shown(log.take(0, everything=True)) == [(2, 1_500, 1_500, "overload")]
+
+
+def test_ranges_that_are_closed_go_with_them():
+    log = MissedLog()
+    add(log, 1_000, 1_000, project=1, partition=5)
+    add(log, 2_000, 2_000, "overrun", project=1, partition=5)
+    add(log, 1_500, 1_500, project=2, partition=6)
+    add(log, 2_500, 2_500, "overrun", project=2, partition=6)
+    taken = log.take_of({5})
+    assert sorted(shown(taken)) == [
+        (1, 1_000, 1_000, "overload"),
+        (1, 2_000, 2_000, "overrun"),
+        (2, 1_500, 1_500, "overload"),
+    ]
+    assert log.unreported() == {6: 2_500}
+    assert len(log) == 1
+
+
+def test_a_range_that_was_taken_begins_anew():
+    log = MissedLog()
+    add(log, 1_000, 1_000)
+    log.take_of({P})
+    add(log, 2_000, 2_000)
+    assert shown(log.take_of({P})) == [(1, 2_000, 2_000, "overload")]
+    assert log.ticks == {"overload": 2}
+
+
+# ---- results that are lost ------------------------------------------------------------------------------------------
+
+
+def lost(*ticks, project=1, trigger="tick", epoch=1):
+    return [result(project, scheduled_at_ms=tick, trigger=trigger, epoch=epoch) for tick in ticks]
+
+
+def spans(ranges):
+    return [(r.project_id, r.first_tick_ms, r.last_tick_ms, r.interval_ms) for r in ranges]
+
+
+def test_consecutive_ticks_that_are_lost_are_one_range():
+    ranges = given_up(lost(3_000, 1_000, 2_000, 5_000), {1: 1_000}.get)
+    assert spans(ranges) == [(1, 1_000, 3_000, 1_000), (1, 5_000, 5_000, 1_000)]
+    assert {(r.reason, r.doubtful, r.epoch) for r in ranges} == {("overload", True, 1)}
+
+
+def test_without_a_known_interval_each_tick_stands_alone():
+    ranges = given_up(lost(1_000, 2_000), {}.get)
+    assert spans(ranges) == [(1, 1_000, 1_000, 1), (1, 2_000, 2_000, 1)]
+    assert [r.ticks for r in ranges] == [1, 1]
+
+
+def test_ticks_of_an_interval_that_was_changed_since_stand_alone():
+    assert [r.ticks for r in given_up(lost(1_000, 1_500, 2_000), {1: 60_000}.get)] == [1, 1, 1]
+
+
+def test_what_is_no_tick_is_owed_to_nobody():
+    results = lost(1_000, trigger="immediate") + lost(1_500, trigger="manual") + lost(2_000)
+    assert spans(given_up(results, {1: 1_000}.get)) == [(1, 2_000, 2_000, 1_000)]
+    assert given_up([], {}.get) == []
+
+
+def test_projects_are_kept_apart():
+    results = lost(1_000, project=1) + lost(1_500, project=2) + lost(2_000, project=1) + lost(2_500, project=2)
+    ranges = given_up(results, {1: 1_000, 2: 500}.get)
+    assert sorted(spans(ranges)) == [(1, 1_000, 2_000, 1_000), (2, 1_500, 1_500, 500), (2, 2_500, 2_500, 500)]
+
+
+@pytest.mark.parametrize("interval", [1_000, 7_000, None])
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), unique=True, max_size=60))
+def test_each_tick_that_is_lost_is_in_one_range(interval, ticks):
+    results = [row for project, tick in ticks for row in lost(tick * 1_000, project=project)]
+    ranges = given_up(results, lambda project_id: interval)
+    found = [(r.project_id, t) for r in ranges for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)]
+    assert sorted(found) == sorted((project, tick * 1_000) for project, tick in ticks)
 
 
 steps = st.lists(

@@ -403,6 +403,13 @@ def test_what_an_owner_that_died_may_have_polled_is_missed_only_as_a_claim():
     assert new.misses() == [(A, T, "handover"), (A, T + 1_000, "overload")]
 
 
+def test_after_a_stop_of_the_cluster_the_claim_is_down():
+    new = Actor("b", slice_=0)
+    new.grant([spec(A)], T + 400, after=T - 2_000, reason="down")
+    new.advance(T + 1_000)
+    assert new.misses() == [(A, T - 1_000, "down"), (A, T, "down")]
+
+
 def test_a_doubtful_poll_that_waits_stays_doubtful_in_the_next_move():
     new = Actor("b", slice_=0)
     new.grant([spec(A)], T + 400, after=T - 1_000)
@@ -489,6 +496,15 @@ def test_outstanding_names_the_oldest_that_has_not_ended():
     (running,) = actor.flights
     actor.finish(running, NOW + 1_000)
     assert actor.ticker.outstanding() == {P: max(tick_after(NOW, A), tick_after(NOW, B))}
+
+
+def test_the_interval_of_a_project_is_known_while_it_is_held():
+    actor = begun(spec(A, 5_000))
+    assert actor.ticker.interval_ms_of(A) == 5_000
+    assert actor.ticker.interval_ms_of(B) is None
+    assert actor.ticker.interval_ms_of(ids_in((P + 1) % 4096, 1)[0]) is None
+    actor.revoke(NOW)
+    assert actor.ticker.interval_ms_of(A) is None
 
 
 def test_while_nothing_may_start_ticks_are_still_taken():

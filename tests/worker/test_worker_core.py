@@ -7,10 +7,8 @@ from cluster.messages.control import (
     Ack,
     BusyProject,
     Grant,
-    Heartbeat,
     Hello,
     Leaving,
-    Limits,
     PartitionGrant,
     Released,
     Remove,
@@ -22,192 +20,22 @@ from cluster.messages.control import (
     Settle,
     Settled,
     SliceReached,
-    SnapshotEnd,
     Upsert,
     WhoAreYou,
 )
-from cluster.messages.results import (
-    Batch,
-    Committed,
-    PollResult,
-    StreamEnd,
-    StreamHello,
-    StreamWelcome,
-    WhichStream,
-    decode_to_writer,
-)
+from cluster.messages.results import Batch, StreamEnd, StreamHello, WhichStream
 from cluster.ticks import partition_of
+from tests.worker.play import GRACE_MS, OTHER, SESSION, A, B, C, Play, of
 from tests.worker.stage import IDS, START_MS, P, spec, tick_after
-from worker import outbox as outbox_module
-from worker.core import COMMIT_MAX_MS, WorkerCore
-from worker.events import (
-    AbortPolls,
-    CoordinatorSaid,
-    Exit,
-    HeartbeatDue,
-    PollsAborted,
-    PollsFinished,
-    StartPolls,
-    StopRequested,
-    TellCoordinator,
-    TellWriter,
-    Vitals,
-    WriterSaid,
-)
+from worker.core import COMMIT_MAX_MS
+from worker.events import PollsAborted, StopRedirects
 from worker.link import HELLO_AGAIN_MS
-
-A, B, C = IDS[:3]
-GRACE_MS = 30_000
-SESSION = 1_000_001
-OTHER = (P + 1) % 4096
-
-
-class Play:
-    """One core and a clock.  What it says is collected until it is looked at."""
-
-    def __init__(self):
-        self.now = START_MS
-        self.core = WorkerCore(
-            name="worker-1", incarnation="i1", pid=10, stream_id="s1", grace_ms=GRACE_MS, now_ms=self.now
-        )
-        self.session = SESSION
-        self.seq = 0
-        self.epoch = 1
-        self.said = []  # to the coordinator
-        self.written = []  # to the writer, decoded
-        self.running = {}  # project -> PollStart
-        self.started = []
-        self.exits = []
-        self.aborts = 0
-
-    def take(self, effects):
-        for effect in effects:
-            match effect:
-                case TellCoordinator(message):
-                    self.said.append(message)
-                case TellWriter(body):
-                    self.written.append(decode_to_writer(body))
-                case StartPolls(polls):
-                    for poll in polls:
-                        assert poll.spec.id not in self.running
-                        self.running[poll.spec.id] = poll
-                    self.started += polls
-                case AbortPolls():
-                    self.aborts += 1
-                case Exit():
-                    self.exits.append(effect)
-        self.core.check()
-        return self
-
-    def heard(self):
-        """What the coordinator was told since it was last asked, acks of the ordinary kind left out."""
-        said, self.said = self.said, []
-        return [message for message in said if not isinstance(message, Ack)]
-
-    # ---- the coordinator
-
-    def tell(self, message):
-        return self.take(self.core.handle(CoordinatorSaid(message), self.now))
-
-    def numbered(self, make):
-        self.seq += 1
-        return self.tell(make(self.session, self.seq))
-
-    def reset(self, *, session=None, epoch=None):
-        self.session = session or self.session
-        self.epoch = epoch or self.epoch
-        self.seq = 1
-        return self.tell(Reset(self.session, 1, self.epoch))
-
-    def grant(self, *specs, after=None, partition=P, **more):
-        grant = PartitionGrant(partition, self.now if after is None else after, "handover", list(specs), **more)
-        return self.numbered(lambda session, seq: Grant(session, seq, self.epoch, [grant]))
-
-    def limits(self, size, per_host=0):
-        return self.numbered(lambda session, seq: Limits(session, seq, size, per_host))
-
-    def revoke(self, *partitions):
-        return self.numbered(lambda session, seq: Revoke(session, seq, self.epoch, list(partitions)))
-
-    def snapshot_end(self):
-        return self.numbered(SnapshotEnd)
-
-    def joined(self, *specs, size=10):
-        """A session with one partition."""
-        self.reset().limits(size).grant(*(specs or [spec(A)])).snapshot_end()
-        self.said.clear()
-        return self
-
-    # ---- time, polls, writer
-
-    def at(self, now_ms):
-        """Time passes; timers ring when they are due."""
-        rings = 0
-        while (due := self.core.next_timer()) is not None and due <= now_ms:
-            rings = rings + 1 if due <= self.now else 0
-            assert rings < 100, f"its timer rings again and again at {due}: a loop that never sleeps"
-            self.now = max(self.now, due)
-            self.take(self.core.handle_timer(self.now))
-        self.now = now_ms
-        return self
-
-    def later(self, duration_ms):
-        return self.at(self.now + duration_ms)
-
-    def finish(self, *project_ids, status="success"):
-        results = []
-        for project_id in project_ids or list(self.running):
-            poll = self.running.pop(project_id)
-            results.append(
-                PollResult(
-                    project_id,
-                    poll.scheduled_at_ms,
-                    self.now * 1_000,
-                    poll.trigger,
-                    status,
-                    200,
-                    1.0,
-                    None,
-                    None,
-                    None,
-                    None,
-                    None,
-                    None,
-                    None,
-                    0,
-                    None,
-                    None,
-                    poll.epoch,
-                    poll.doubtful,
-                )
-            )
-        return self.take(self.core.handle(PollsFinished(results), self.now))
-
-    def beat(self):
-        self.take(self.core.handle(HeartbeatDue(Vitals()), self.now))
-        return next((m for m in reversed(self.said) if isinstance(m, Heartbeat)), None)
-
-    def writer_says(self, message):
-        return self.take(self.core.handle(WriterSaid(message), self.now))
-
-    def welcome(self, committed=0):
-        return self.writer_says(StreamWelcome("s1", committed, 1 << 20))
-
-    def commit(self):
-        batches = [message for message in self.written if isinstance(message, Batch)]
-        return self.writer_says(Committed("s1", batches[-1].seq)) if batches else self
-
-    def stop(self):
-        return self.take(self.core.handle(StopRequested(), self.now))
+from worker.outbox import SEAL_MS, WRITE_AGAIN_MS
 
 
 @pytest.fixture
 def play():
     return Play()
-
-
-def of(kind, messages):
-    return [message for message in messages if isinstance(message, kind)]
 
 
 # ---- introduction ---------------------------------------------------------------------------------------------------
@@ -416,6 +244,15 @@ def test_a_removed_project_is_not_started_after_the_ack(play):
     assert play.started == []
 
 
+def test_redirects_of_a_removed_project_are_followed_no_further(play):
+    play.joined(spec(A), spec(B))
+    play.later(1_000)
+    play.numbered(lambda session, seq: Remove(session, seq, 1, [RemovedProject(A, play.now)]))
+    assert of(StopRedirects, play.effects) == [StopRedirects([A])]
+    play.numbered(lambda session, seq: Remove(session, seq, 1, []))
+    assert len(of(StopRedirects, play.effects)) == 1
+
+
 # ---- slices ---------------------------------------------------------------------------------------------------------
 
 
@@ -547,48 +384,6 @@ def test_totals_and_gauges(play):
     assert (stats.active_http, stats.queue_depth, stats.projects, stats.unacked_results) == (1, 0, 3, 2)
 
 
-def full(play, monkeypatch, *project_ids):
-    """One result of each project is kept, and that is all the outbox takes; nothing is in flight."""
-    monkeypatch.setattr(outbox_module, "KEPT_BYTES_MAX", 1)
-    play.joined(*(spec(n) for n in project_ids)).welcome()
-    for due in sorted(tick_after(play.now, n) for n in project_ids):
-        play.at(due)
-        play.finish()
-    play.later(120)
-    play.finish()
-    assert play.core.outbox.full
-    return play
-
-
-def test_a_full_outbox_holds_polling_back_and_an_ack_lets_it_go_on(play, monkeypatch):
-    full(play, monkeypatch, A)
-    before = len(play.started)
-    play.later(3_000)
-    assert len(play.started) == before
-    play.commit()
-    assert len(play.started) == before + 1
-    assert play.started[-1].scheduled_at_ms > play.now - 1_000, "the newest tick, not the oldest"
-
-
-def test_an_outage_of_any_length_has_flat_memory(play, monkeypatch):
-    """The outbox is full and nobody acknowledges: ten minutes later there is not more to keep than a minute later."""
-    full(play, monkeypatch, *IDS[:5])
-
-    def kept():
-        return play.core.outbox.unacked_records + len(play.core.missed)
-
-    def outage(seconds):
-        for _ in range(seconds):
-            play.later(1_000)
-            play.beat()
-
-    outage(60)
-    after_a_minute = kept()
-    outage(600)
-    assert kept() <= after_a_minute + 5
-    assert play.core.missed.ticks["overload"] > 5 * 600, "counted all the same"
-
-
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
@@ -643,14 +438,14 @@ def test_what_does_not_finish_within_the_grace_is_broken_off(play):
     assert play.aborts == 1
     play.later(500)
     assert play.aborts == 1
-    play.take(play.core.handle(PollsAborted([A]), play.now))
+    play.tell_core(PollsAborted([A]))
     play.commit()
     assert [leave.status for leave in play.exits] == [0]
     (entry,) = [entry for batch in of(Batch, play.written) for entry in batch.missed]
     assert (entry.project_id, entry.reason) == (A, "down")
 
 
-def test_when_nothing_is_acknowledged_it_leaves_with_1_and_says_how_many_are_lost(play):
+def test_when_nothing_is_acknowledged_it_leaves_with_1_and_says_where_the_rest_waits(play):
     play.joined().welcome()
     play.later(1_000).finish()
     play.stop()
@@ -659,8 +454,40 @@ def test_when_nothing_is_acknowledged_it_leaves_with_1_and_says_how_many_are_los
     play.later(1)
     (leave,) = play.exits
     assert leave.status == 1
-    assert "1 results could not be committed" in leave.text
+    assert leave.text == "1 results are not in the database yet; they wait in the WAL and are sent at the next start"
     assert of(Leaving, play.heard()) == [], "it can't say that all is committed"
+
+
+def test_what_could_not_even_be_written_is_said_to_be_lost(play):
+    play.joined(spec(A), spec(B)).welcome()
+    play.later(1_000).finish(A).later(SEAL_MS)
+    play.disk.failing = True
+    play.finish(B)
+    play.stop()
+    play.later(COMMIT_MAX_MS)
+    (leave,) = play.exits
+    assert leave.status == 1
+    assert "1 results are not in the database yet; they wait in the WAL" in leave.text
+    assert "1 could not be written to the WAL and are lost" in leave.text
+
+
+def test_a_wal_that_is_mended_before_the_end_loses_nothing(play):
+    play.joined().welcome()
+    play.later(1_000)
+    play.disk.failing = True
+    play.finish().stop()
+    play.later(3_000)
+    assert play.exits == []
+    play.disk.failing = False
+    play.later(WRITE_AGAIN_MS).commit()
+    assert [leave.status for leave in play.exits] == [0]
+
+
+def test_time_to_commit_is_configurable():
+    play = Play(commit_max_ms=500).joined().welcome()
+    play.later(1_000).finish()
+    play.stop().later(500)
+    assert [leave.status for leave in play.exits] == [1]
 
 
 def test_it_leaves_once(play):

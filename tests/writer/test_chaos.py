@@ -1,8 +1,9 @@
-"""Random trouble from a seed: lossy connections, a failing database, crashes of the writer.
+"""Random trouble from a seed: lossy connections, a failing database that is set back, crashes of writer and workers.
 
-Workers resend until they are told that a batch is committed; in the end each batch is in the table once, in order, and
-nothing was acknowledged that is not there.  The database double keeps a ledger like the real one; some of its commits
-happen although they are reported as failed.
+Workers resend until they are told that a batch is committed, keep everything, and answer ``WhichStream`` with a hello;
+in the end each batch is in the table once, in order, and nothing was acknowledged that was never there.  The database
+double keeps a ledger like the real one; some of its commits happen although they are reported as failed, and now and
+then it is what it was a while ago.
 """
 
 import random
@@ -27,6 +28,7 @@ from writer.events import (
     DatabaseFailed,
     FlushCommitted,
     LedgerLoaded,
+    LedgerWentBack,
     LoadLedger,
     MarkEnded,
     MessageReceived,
@@ -37,6 +39,9 @@ from writer.events import (
 
 BATCHES = 60
 STEP_MS = 20
+SILENCE_MS = 1_500
+ASK_AGAIN_MS = 5_000  # of a stream that was delivered: is it still in the database?
+TROUBLE_MS = 30_000
 
 
 class Database:
@@ -44,7 +49,21 @@ class Database:
         self.rng = rng
         self.ledger = {}
         self.table = []  # (stream_id, seq) as committed
+        self.best = {}  # the ledger at its furthest
+        self.former = ({}, [])  # as it was, to be set back to
+        self.set_backs = 0
         self.trouble = True
+
+    def remember(self):
+        self.former = (dict(self.ledger), list(self.table))
+
+    def set_back(self):
+        """It is what it was when it was last remembered."""
+        self.set_backs += self.former[0] != self.ledger
+        self.ledger, self.table = dict(self.former[0]), list(self.former[1])
+
+    def whole(self, workers):
+        return all(self.ledger.get(worker.stream_id) == BATCHES for worker in workers)
 
     def answer(self, effect):
         fails = self.trouble and self.rng.random() < 0.3
@@ -54,11 +73,14 @@ class Database:
             return LedgerLoaded({stream_id: self.ledger.get(stream_id, 0) for stream_id in effect.stream_ids})
         if fails and self.rng.random() < 0.5:
             return DatabaseFailed("retry", "away")
+        positions = {part.stream_id: self.ledger.get(part.stream_id, 0) for part in effect.flush.parts}
+        if any(positions[part.stream_id] < part.base_seq for part in effect.flush.parts):
+            return LedgerWentBack(effect.flush.flush_id, positions)
         for part in effect.flush.parts:
             last_seq = self.ledger.get(part.stream_id, 0)
-            assert last_seq >= part.base_seq
             self.table += [(part.stream_id, batch.seq) for batch in part.batches if batch.seq > last_seq]
             self.ledger[part.stream_id] = max(last_seq, part.last_seq)
+            self.best[part.stream_id] = max(self.best.get(part.stream_id, 0), part.last_seq)
         if fails:  # the outcome is unknown to the client
             return DatabaseFailed("retry", "connection lost in COMMIT")
         positions = {part.stream_id: self.ledger[part.stream_id] for part in effect.flush.parts}
@@ -70,22 +92,32 @@ class Worker:
 
     def __init__(self, number):
         self.stream_id = str(uuid.UUID(int=number + 1))
+        self.name = f"worker-{number}"
         self.peer = b""
         self.connections = 0
+        self.incarnation = 0
         self.welcome = False
         self.committed = 0
         self.next_seq = 1
         self.heard = 0
         self.ended = False
 
-    def connect(self, send):
+    def connect(self, send_from):
         self.connections += 1
         self.peer = self.stream_id[-2:].encode() + b"%d" % self.connections
-        self.hello(send)
+        self.hello(send_from(self))
+
+    def restart(self, send_from, rng):
+        """Its successor adopts the stream, and may not know how far it was."""
+        self.incarnation += 1
+        self.ended = False
+        self.committed = rng.choice([0, self.committed])
+        self.connect(send_from)
 
     def hello(self, send):
         self.welcome = False
-        send(StreamHello(self.stream_id, "worker", "i", self.committed + 1))
+        adopted_by = self.name if self.incarnation else ""
+        send(StreamHello(self.stream_id, self.name, f"i{self.incarnation}", 1, self.committed, adopted_by))
 
     def receive(self, message, now, send, database):
         if isinstance(message, StreamWelcome | Committed):
@@ -95,13 +127,14 @@ class Worker:
                 self.hello(send)
             case StreamWelcome(_, position, _):
                 self.welcome = True
-                assert position <= database.ledger.get(self.stream_id, 0), "welcomed beyond what is committed"
-                self.committed = max(self.committed, position)
-                self.next_seq = self.committed + 1
+                assert position <= database.best.get(self.stream_id, 0), "welcomed beyond what was ever committed"
+                self.ended = False  # to be said again, and the writer need not keep the stream
+                self.committed = position  # less than before: the database was set back
+                self.next_seq = position + 1
             case Rewind(_, seq):
                 self.next_seq = min(self.next_seq, max(seq, self.committed + 1))
             case Committed(_, seq):
-                assert seq <= database.ledger[self.stream_id], "acknowledged and not committed"
+                assert seq <= database.best[self.stream_id], "acknowledged and never committed"
                 self.committed = max(self.committed, seq)
 
     def work(self, now, send):
@@ -109,8 +142,11 @@ class Worker:
             if not self.ended:
                 self.ended = True
                 send(StreamEnd(self.stream_id))
+            elif now - self.heard > ASK_AGAIN_MS:
+                self.heard = now
+                self.hello(send)
             return
-        if now - self.heard > 1500:  # silence: begin again from what is acknowledged
+        if now - self.heard > SILENCE_MS:  # begin again from what is acknowledged
             self.heard = now
             self.hello(send)
         elif self.welcome and self.next_seq <= min(BATCHES, self.committed + 20):
@@ -186,19 +222,30 @@ class World:
         self.generation += 1
         self.core = WriterCore(now_ms=self.now, credit_bytes=500)
 
+    def disturb(self):
+        chance = self.rng.random
+        if chance() < 0.01:
+            self.crash()
+        if chance() < 0.01:
+            self.database.remember()
+        if chance() < 0.004:
+            self.database.set_back()
+        for worker in self.workers:
+            if chance() < 0.01:
+                worker.connect(self.to_writer)
+            elif chance() < 0.003:
+                worker.restart(self.to_writer, self.rng)
+
     def run(self):
         for worker in self.workers:
-            worker.connect(self.to_writer(worker))
-        while not all(worker.ended for worker in self.workers) or self.wire:
+            worker.connect(self.to_writer)
+        while self.database.trouble or not self.database.whole(self.workers):
             self.now += STEP_MS
             assert self.now < 600_000, [vars(worker) for worker in self.workers]
-            if self.now > 30_000:
-                self.database.trouble = False
-            if self.database.trouble and self.rng.random() < 0.01:
-                self.crash()
+            self.database.trouble = self.now <= TROUBLE_MS
+            if self.database.trouble:
+                self.disturb()
             for worker in self.workers:
-                if self.database.trouble and self.rng.random() < 0.01:
-                    worker.connect(self.to_writer(worker))
                 worker.work(self.now, self.to_writer(worker))
             while self.wire and min(self.wire)[0] <= self.now:
                 first = min(self.wire, key=lambda item: item[:2])
@@ -210,9 +257,17 @@ class World:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_each_batch_is_committed_once_and_in_order(seed):
+def test_each_batch_is_in_the_table_once_and_in_order(seed):
     world = World(seed)
     world.run()
     for worker in world.workers:
         committed = [seq for stream_id, seq in world.database.table if stream_id == worker.stream_id]
         assert committed == list(range(1, BATCHES + 1)), f"seed {seed}"
+
+
+def test_the_trouble_is_real():
+    worlds = [World(seed) for seed in range(5)]
+    for world in worlds:
+        world.run()
+    assert sum(world.database.set_backs for world in worlds) > 10
+    assert sum(worker.incarnation for world in worlds for worker in world.workers) > 5

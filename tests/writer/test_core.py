@@ -23,6 +23,7 @@ from writer.events import (
     Finish,
     FlushCommitted,
     LedgerLoaded,
+    LedgerWentBack,
     LoadLedger,
     MarkEnded,
     MessageReceived,
@@ -32,7 +33,7 @@ from writer.events import (
     WriteLog,
 )
 
-S1, S2 = (str(uuid.UUID(int=n)) for n in (1, 2))
+S1, S2, S3 = (str(uuid.UUID(int=n)) for n in (1, 2, 3))
 RESULT = PollResult(
     1, 1000, 1_000_000, "tick", "success", 200, 1.0, None, None, None, None, None, None, None, 1, None, "", 1
 )
@@ -55,8 +56,10 @@ class Play:
     def say(self, peer, message, size_bytes=100):
         return self.tell(MessageReceived(peer, message, size_bytes))
 
-    def hello(self, peer=b"p", stream=S1, worker="worker-1", first_seq=1):
-        return self.say(peer, StreamHello(stream, worker, "i", first_seq))
+    def hello(
+        self, peer=b"p", stream=S1, worker="worker-1", first_seq=1, *, incarnation="i", acked_seq=0, adopted_by=""
+    ):
+        return self.say(peer, StreamHello(stream, worker, incarnation, first_seq, acked_seq, adopted_by))
 
     def batch(self, seq, *, peer=b"p", stream=S1, rows=1, missed=0, size_bytes=100):
         return self.say(peer, Batch(stream, seq, [RESULT] * rows, [MISSED] * missed), size_bytes)
@@ -90,8 +93,8 @@ class Play:
         counts.setdefault("written", sum(len(b.results) for part in flush.parts for b in part.batches))
         return self.tell(FlushCommitted(flush.flush_id, {p.stream_id: p.last_seq for p in flush.parts}, **counts))
 
-    def welcomed(self, peer=b"p", stream=S1, position=0):
-        self.hello(peer, stream, first_seq=1)
+    def welcomed(self, peer=b"p", stream=S1, position=0, **hello):
+        self.hello(peer, stream, **hello)
         assert LoadLedger([stream]) in self.take()
         self.tell(LedgerLoaded({stream: position}))
         assert (peer, StreamWelcome(stream, position, CREDIT_BYTES)) in self.sent()
@@ -298,17 +301,51 @@ def test_a_stream_that_exceeds_its_credit_is_held_back_and_fetched_later():
     play.hello()
     play.tell(LedgerLoaded({S1: 0}))
     play.take()
-    for seq in range(1, 6):
+    play.batch(1, size_bytes=500)
+    first = play.flush()
+    for seq in range(2, 6):
         play.batch(seq, size_bytes=500)
     assert play.core.view(play.now).pending_bytes == 2000
     assert play.core.view(play.now).dropped == {"over_credit": 1}
-    assert play.sent() == []
-    play.pass_ms(100)
-    flush = play.flush()
     play.pass_ms(3000).batch(6, size_bytes=500)
     assert play.sent() == [], "no room yet, so nothing is asked for"
-    play.commit(flush)
+    play.commit(first)
+    effects = play.take()
+    assert effects[:1] == [Send(b"p", Committed(S1, 1))]
+    play.pass_ms(3000)
+    assert play.sent() == [], "three wait, more than the credit"
+    play.commit(effects[1].flush)
     assert play.sent() == [(b"p", Committed(S1, 4)), (b"p", Rewind(S1, 5))]
+
+
+def test_half_a_credit_is_committed_at_once():
+    """The worker may send the other half meanwhile, so that it never stands still."""
+    assert CREDIT_BYTES == 1 << 20
+    play = Play().welcomed().batch(1, size_bytes=CREDIT_BYTES // 2 - 1)
+    assert play.take() == []
+    play.batch(2, size_bytes=1)
+    flush = play.flush()
+    assert [b.seq for b in flush.parts[0].batches] == [1, 2]
+    play.batch(3, size_bytes=CREDIT_BYTES // 4)
+    play.commit(flush)
+    assert [type(e) for e in play.take()] == [Send], "what waits in no flush counts, and that is a quarter"
+    play.batch(4, size_bytes=CREDIT_BYTES // 4)
+    assert [b.seq for b in play.flush().parts[0].batches] == [3, 4]
+
+
+def test_half_a_credit_that_came_during_a_flush_follows_it():
+    play = Play().welcomed().batch(1, size_bytes=CREDIT_BYTES // 2)
+    flush = play.flush()
+    play.batch(2, size_bytes=CREDIT_BYTES // 2)
+    assert play.take() == []
+    play.commit(flush)
+    assert [b.seq for b in play.flush().parts[0].batches] == [2]
+
+
+def test_one_stream_in_a_hurry_takes_the_others_along():
+    play = Play().welcomed().welcomed(b"q", S2, worker="worker-2").batch(1, peer=b"q", stream=S2)
+    play.batch(1, size_bytes=CREDIT_BYTES)
+    assert {part.stream_id for part in play.flush().parts} == {S1, S2}
 
 
 def test_one_batch_larger_than_the_credit_passes():
@@ -432,3 +469,285 @@ def test_a_ledger_that_is_ahead_is_believed():
     play.pass_ms(100)
     [part] = play.flush().parts
     assert (part.base_seq, [b.seq for b in part.batches]) == (3, [4])
+
+
+# ---- who sends ------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_incarnation_of_a_worker_ends_the_streams_of_the_one_before():
+    play = Play().welcomed(incarnation="i1").welcomed(b"q", S2, worker="worker-2", incarnation="j")
+    play.hello(b"r", S3, incarnation="i2")
+    play.tell(LedgerLoaded({S3: 0}))
+    assert play.core.view(play.now).streams == 2
+    play.sent()
+    play.batch(1)
+    assert play.sent() == [(b"p", WhichStream())], "what comes now is of a process that is dead"
+
+
+def test_what_a_dead_incarnation_had_sent_is_committed_first():
+    play = Play().welcomed(incarnation="i1").batch(1).batch(2)
+    play.hello(b"r", S3, incarnation="i2")
+    play.take()
+    play.tell(LedgerLoaded({S3: 0})).pass_ms(100)
+    assert play.core.view(play.now).streams == 2
+    [commit] = play.take(CommitFlush)
+    play.commit(commit.flush)
+    assert play.sent() == [], "there is nobody to tell"
+    assert play.core.view(play.now).streams == 1
+    assert play.core.view(play.now).rows_written == 2
+
+
+def test_several_streams_of_one_incarnation_live_side_by_side():
+    play = Play().welcomed(incarnation="i1").welcomed(b"p", S2, incarnation="i1")
+    play.welcomed(b"p", S3, worker="worker-9", incarnation="i1", adopted_by="worker-1")
+    assert play.core.view(play.now).streams == 3
+    play.hello(b"p", S1, incarnation="i1").hello(b"p", S2, incarnation="i1")
+    assert play.core.view(play.now).streams == 3
+
+
+def test_a_stream_belongs_to_who_sends_it():
+    """worker-2 has adopted a stream of worker-1: the next worker-1 has nothing to do with it."""
+    play = Play().welcomed(b"q", S1, worker="worker-1", incarnation="j1", adopted_by="worker-2")
+    play.welcomed(b"r", S2, worker="worker-1", incarnation="i2")
+    assert play.core.view(play.now).streams == 2
+    play.batch(1, peer=b"q").pass_ms(100)
+    assert play.flush().rows == 1
+    play.hello(b"s", S3, worker="worker-2", incarnation="j2")
+    play.batch(2, peer=b"q")
+    assert (b"q", WhichStream()) in play.sent(), "its sender is dead"
+
+
+def test_a_stream_that_is_adopted_before_its_rest_was_committed_goes_on():
+    play = Play().welcomed(incarnation="i1").batch(1)
+    play.hello(b"r", S2, incarnation="i2").take()
+    play.tell(LedgerLoaded({S2: 0}))
+    play.hello(b"r", S1, incarnation="i2", adopted_by="worker-1")
+    play.take()
+    play.pass_ms(100)
+    play.commit(play.flush())
+    assert (b"r", Committed(S1, 1)) in play.sent()
+    play.batch(2, peer=b"r").pass_ms(100)
+    assert play.flush().parts[0].base_seq == 1
+
+
+def test_a_stream_whose_position_is_being_read_may_be_forgotten():
+    play = Play().hello(incarnation="i1").hello(b"r", S2, incarnation="i2")
+    assert play.take(LoadLedger) == [LoadLedger([S1])]
+    play.tell(LedgerLoaded({S1: 3}))
+    assert play.take() == [LoadLedger([S2])]
+    assert play.core.view(play.now).streams == 1
+
+
+# ---- late streams ---------------------------------------------------------------------------------------------------
+
+
+def lates(flush):
+    return {part.stream_id: part.late for part in flush.parts}
+
+
+def test_what_an_adopted_stream_brings_is_late():
+    play = Play().welcomed().welcomed(b"p", S2, worker="worker-9", adopted_by="worker-1")
+    play.batch(1).batch(1, stream=S2).pass_ms(100)
+    assert lates(play.flush()) == {S1: False, S2: True}
+
+
+def test_an_adopted_stream_stays_late():
+    play = Play().welcomed(adopted_by="worker-1")
+    for seq in range(1, 4):
+        play.batch(seq).pass_ms(100)
+        flush = play.flush()
+        assert lates(flush) == {S1: True}
+        play.commit(flush)
+
+
+# ---- a database that was set back -----------------------------------------------------------------------------------
+
+
+def logs(play):
+    return [e for e in play.effects if isinstance(e, WriteLog)]
+
+
+def committed(play, *, peer=b"p", stream=S1, until, **hello):
+    """A stream of which so much is committed and acknowledged."""
+    play.welcomed(peer, stream, **hello)
+    for seq in range(1, until + 1):
+        play.batch(seq, peer=peer, stream=stream)
+    play.pass_ms(100)
+    play.commit(play.flush())
+    assert (peer, Committed(stream, until)) in play.sent()
+    return play
+
+
+def test_a_flush_finds_the_ledger_set_back():
+    play = committed(Play(), until=5)
+    play = committed(play, peer=b"q", stream=S2, worker="worker-2", until=3)
+    play.batch(6).batch(4, peer=b"q", stream=S2).pass_ms(100)
+    flush = play.flush()
+    play.tell(LedgerWentBack(flush.flush_id, {S1: 2, S2: 3}))
+    assert play.take() == [LoadLedger([S1, S2])], "every position is read again"
+    assert play.core.view(play.now).pending_rows == 0, "what was received is sent again"
+    play.tell(LedgerLoaded({S1: 2, S2: 3}))
+    [log] = logs(play)
+    assert log.level == "error"
+    assert f"{S1} of worker-1 at 2" in log.text
+    assert S2 not in log.text
+    assert play.sent() == [
+        (b"p", StreamWelcome(S1, 2, CREDIT_BYTES)),
+        (b"q", StreamWelcome(S2, 3, CREDIT_BYTES)),
+        (b"p", WhichStream()),
+        (b"q", WhichStream()),
+    ]
+
+
+def test_what_is_sent_again_is_late_and_what_is_new_is_not():
+    play = committed(Play(), until=3).batch(4).pass_ms(100)
+    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 1}))
+    play.tell(LedgerLoaded({S1: 1}))
+    for seq, late in ((2, True), (3, True), (4, False)):
+        play.take()
+        play.batch(seq).pass_ms(100)
+        flush = play.flush()
+        assert (flush.parts[0].base_seq, lates(flush)) == (seq - 1, {S1: late})
+        play.commit(flush)
+
+
+def test_a_hello_ahead_of_the_ledger_says_so():
+    """The writer was restarted, or had forgotten the stream."""
+    play = Play().hello(acked_seq=7)
+    play.take()
+    play.tell(LedgerLoaded({S1: 4}))
+    assert "at 4" in logs(play)[0].text
+    assert play.sent() == [(b"p", StreamWelcome(S1, 4, CREDIT_BYTES)), (b"p", WhichStream())]
+    for seq in range(5, 9):
+        play.batch(seq)
+    play.pass_ms(100)
+    assert lates(play.flush()) == {S1: True}
+
+
+def test_a_hello_of_a_known_stream_ahead_of_the_ledger_has_every_position_read_again():
+    play = Play().welcomed(position=3).welcomed(b"q", S2, position=9, worker="worker-2")
+    play.hello(acked_seq=8)
+    assert play.take() == [LoadLedger([S1, S2])]
+    play.tell(LedgerLoaded({S1: 3, S2: 5}))
+    sent = play.sent()
+    assert (b"p", StreamWelcome(S1, 3, CREDIT_BYTES)) in sent
+    assert (b"q", StreamWelcome(S2, 5, CREDIT_BYTES)) in sent
+    assert [peer for peer, message in sent if message == WhichStream()] == [b"p", b"q"]
+    play.batch(6, peer=b"q", stream=S2).pass_ms(100)
+    assert lates(play.flush()) == {S2: True}, "9 was what its worker was told"
+
+
+def test_when_one_stream_was_set_back_the_others_are_read_again():
+    play = committed(Play(), until=3)
+    play.hello(b"q", S2, worker="worker-2", acked_seq=6)
+    play.take()
+    play.tell(LedgerLoaded({S2: 2}))
+    effects = play.take()
+    assert LoadLedger([S1]) in effects
+    assert effects.index(Send(b"p", WhichStream())) < effects.index(LoadLedger([S1]))
+    play.tell(LedgerLoaded({S1: 3}))
+    assert play.sent() == [(b"p", StreamWelcome(S1, 3, CREDIT_BYTES))], "this one was not"
+
+
+def test_everybody_is_asked_once_not_in_a_circle():
+    """The answers to WhichStream are hellos that know of the older database."""
+    play = committed(Play(), until=5)
+    play.hello(acked_seq=5).batch(6).pass_ms(100)
+    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 2}))
+    play.tell(LedgerLoaded({S1: 2})).take()
+    play.effects = []
+    play.hello(acked_seq=2)
+    assert play.take() == [Send(b"p", StreamWelcome(S1, 2, CREDIT_BYTES))]
+    assert logs(play) == []
+
+
+def test_what_nobody_has_any_more_is_not_waited_for():
+    """Set back further than the WAL is kept: the worker goes on where it can, however often it says hello."""
+    play = Play()
+    for _ in range(3):
+        play.hello(first_seq=61, acked_seq=60)
+        if LoadLedger([S1]) in play.take():
+            play.tell(LedgerLoaded({S1: 15}))
+        play.take()
+    play.batch(61).pass_ms(100)
+    flush = play.flush()
+    assert (flush.parts[0].base_seq, flush.parts[0].first_seq) == (15, 61)
+    play.commit(flush)
+    assert play.sent() == [(b"p", Committed(S1, 61))]
+    assert len([log for log in logs(play) if "older" in log.text]) <= 1
+
+
+def test_what_was_given_up_for_want_of_room_is_no_sign_of_an_older_database():
+    play = Play().welcomed(position=15).batch(16)
+    play.hello(first_seq=61, acked_seq=15)
+    assert (b"p", StreamWelcome(S1, 60, CREDIT_BYTES)) in play.sent()
+    play.hello(first_seq=61, acked_seq=60)
+    assert play.sent() == [(b"p", StreamWelcome(S1, 60, CREDIT_BYTES))]
+    assert not [log for log in logs(play) if "older" in log.text]
+
+
+def test_a_flush_under_way_is_finished_before_positions_are_read_again():
+    play = Play().welcomed().welcomed(b"q", S2, worker="worker-2").batch(1).pass_ms(100)
+    flush = play.flush()
+    play.hello(b"q", S2, worker="worker-2", acked_seq=7)
+    assert play.take() == []
+    play.hello(b"r", S3, incarnation="newer")  # of worker-1, whose stream is in the flush
+    play.commit(flush)
+    [load] = play.take(LoadLedger)
+    assert {S2, S3} <= set(load.stream_ids)
+    play.tell(LedgerLoaded({stream: int(stream == S1) for stream in load.stream_ids}))
+    assert (b"q", StreamWelcome(S2, 0, CREDIT_BYTES)) in play.sent()
+
+
+def test_a_flush_that_fails_meanwhile_is_repeated_first():
+    play = Play().welcomed().welcomed(b"q", S2, worker="worker-2").batch(1).pass_ms(100)
+    flush = play.flush()
+    play.hello(b"q", S2, worker="worker-2", acked_seq=7)
+    play.tell(DatabaseFailed("retry", "away")).pass_ms(200)
+    assert play.take(CommitFlush, LoadLedger) == [CommitFlush(flush)]
+    play.commit(flush)
+    assert play.take(CommitFlush, LoadLedger) == [LoadLedger([S1, S2])]
+
+
+def test_a_position_that_was_read_and_told_counts_as_acknowledged():
+    """The worker does not know how far it was, the ledger does: 9.  Later it says 5."""
+    play = Play().welcomed(position=9).batch(10).pass_ms(100)
+    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 5}))
+    play.tell(LedgerLoaded({S1: 5}))
+    assert len(logs(play)) == 1
+    assert play.sent() == [(b"p", StreamWelcome(S1, 5, CREDIT_BYTES)), (b"p", WhichStream())]
+    play.batch(6).pass_ms(100)
+    assert lates(play.flush()) == {S1: True}
+
+
+def test_an_older_database_that_turns_out_to_be_the_newer_one_after_all():
+    """A failover and back: what was committed before counts again."""
+    play = committed(Play(), until=5).batch(6).pass_ms(100)
+    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 2}))
+    play.tell(LedgerLoaded({S1: 2})).batch(3).pass_ms(100)
+    flush = play.flush()
+    play.sent()
+    play.tell(FlushCommitted(flush.flush_id, {S1: 5}, 0))
+    assert play.sent() == [(b"p", Committed(S1, 5))]
+    play.batch(6).pass_ms(100)
+    assert play.flush().parts[0].base_seq == 5
+
+
+def test_an_absent_worker_is_asked_when_it_comes():
+    play = committed(Play(), until=5)
+    play.welcomed(b"q", S2, worker="worker-2").batch(1, peer=b"q", stream=S2).tell(PeerUnreachable(b"p"))
+    play.pass_ms(100)
+    play.tell(LedgerWentBack(play.flush().flush_id, {S2: 0}))
+    play.tell(LedgerLoaded({S1: 2, S2: 0}))
+    assert [peer for peer, message in play.sent() if message == WhichStream()] == [b"q"]
+    play.hello(b"r", acked_seq=5)
+    play.tell(LedgerLoaded({stream: 2 for e in play.take(LoadLedger) for stream in e.stream_ids}))
+    assert (b"r", StreamWelcome(S1, 2, CREDIT_BYTES)) in play.sent()
+
+
+def test_a_stop_counts_what_an_older_database_did_not_take():
+    play = Play().welcomed(position=9).batch(10, rows=3).pass_ms(100)
+    flush = play.flush()
+    play.tell(StopRequested(30_000))
+    play.tell(LedgerWentBack(flush.flush_id, {S1: 5}))
+    assert play.take(Finish) != [Finish(0)], "three rows were received and are not committed"

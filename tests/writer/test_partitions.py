@@ -1,6 +1,7 @@
 """Result partitions and retention on a real PostgreSQL."""
 
 import asyncio
+import uuid
 
 import asyncpg
 import pytest
@@ -99,7 +100,9 @@ async def test_retention(store, tables, monkeypatch):
         )
     )  # fmt: skip
     await tables.conn.execute(
-        "UPDATE ingest_stream SET updated_at = now() - interval '30 days' WHERE stream_id = $1", S1
+        "UPDATE ingest_stream SET updated_at = now() - interval '30 days', ended_at = now() - interval '30 days' "
+        "WHERE stream_id = $1",
+        S1,
     )
     await tables.conn.execute(
         "INSERT INTO project_spans VALUES (1, now() - interval '30 days', now() - interval '20 days', 1000), "
@@ -123,6 +126,34 @@ async def test_retention(store, tables, monkeypatch):
     assert int(kept_from) * 1000 == (TODAY - 2) * DAY_MS
     await maintain(store, retention_days=90)
     assert int(await tables.conn.fetchval("SELECT extract(epoch FROM kept_from) FROM result_retention")) == kept_from
+
+
+async def test_a_stream_that_may_go_on_keeps_its_ledger_row(store, tables):
+    """A missing row means that the database was set back; a worker may have nothing to commit for a year."""
+    years, ended, recent = (str(uuid.UUID(int=n)) for n in (11, 12, 13))
+    await store.commit(
+        flush(*(part(1, [result(n)], stream=stream) for n, stream in enumerate((S1, years, ended, recent))))
+    )
+    for stream, idle_days, ended_days in ((S1, 370, None), (years, 801, None), (ended, 370, 3), (recent, 370, 1)):
+        await tables.conn.execute(
+            "UPDATE ingest_stream SET updated_at = now() - $2 * interval '1 day', "
+            "ended_at = now() - $3 * interval '1 day' WHERE stream_id = $1", stream, idle_days, ended_days,
+        )  # fmt: skip
+    await maintain(store, retention_days=1)
+    assert await tables.ledger() == {S1: 1, recent: 1}
+    outcome = await store.commit(flush(part(2, [result(7)])))
+    assert outcome.positions == {S1: 2}
+    await maintain(store, retention_days=3650)
+    assert await tables.ledger() == {S1: 2, recent: 1}
+
+
+async def test_a_ledger_row_is_kept_as_long_as_the_results(store, tables):
+    await store.commit(flush(part(1, [result()])))
+    await tables.conn.execute("UPDATE ingest_stream SET updated_at = now() - interval '900 days'")
+    await maintain(store, retention_days=1000)
+    assert await tables.ledger() == {S1: 1}
+    await maintain(store, retention_days=850)
+    assert await tables.ledger() == {}
 
 
 async def test_a_partition_in_use_is_dropped_later(store, tables, database_url, monkeypatch, caplog):

@@ -12,7 +12,10 @@ import pytest
 from cluster import database
 from tests.writer.conftest import DAY_MS, NOW_MS, S1, S2, flush, missed, part, result
 from writer import store as store_module
+from writer.events import LedgerWentBack
 from writer.store import Store, StoreError
+
+S3 = str(uuid.UUID(int=3))
 
 
 def at(ms):
@@ -103,7 +106,7 @@ async def test_a_stream_id_may_be_written_without_dashes(store):
 
 
 async def test_the_same_flush_again_changes_nothing(store, tables):
-    twice = flush(part(1, [result(1)], [result(2), missed(NOW_MS, NOW_MS)]))
+    twice = flush(part(1, [result(1)], [result(2), missed(NOW_MS, NOW_MS, project_id=3)]))
     await store.commit(twice)
     outcome = await store.commit(twice)
     assert (outcome.positions, outcome.written, outcome.duplicates) == ({S1: 2}, 0, 0)
@@ -128,15 +131,49 @@ async def test_a_ledger_ahead_of_the_flush(store, tables):
     assert await tables.ledger() == {S1: 3, S2: 1}
 
 
-async def test_a_ledger_that_went_back_is_said_and_loses_nothing_more(store, tables, caplog):
-    await store.commit(flush(part(1, [result(1)], [result(2)])))
-    await tables.conn.execute("UPDATE ingest_stream SET last_seq = 1")
-    outcome = await store.commit(flush(part(3, [result(3)])))
-    assert (outcome.positions, outcome.written) == ({S1: 3}, 1)
-    assert "went back from 2 to 1" in caplog.text
+@pytest.mark.parametrize("row", ["UPDATE ingest_stream SET last_seq = 1 WHERE stream_id = $1",
+                                 "DELETE FROM ingest_stream WHERE stream_id = $1"])  # fmt: skip
+async def test_a_ledger_that_went_back_commits_nothing(store, tables, caplog, row):
+    await store.commit(flush(part(1, [result(1)], [result(2)]), part(1, [result(3)], stream=S2)))
+    await tables.conn.execute(row, S1)
+    position = (await store.load_ledger([S1]))[S1]
+    later = flush(part(3, [result(4)]), part(2, [result(5)], stream=S2), part(1, [result(6)], stream=S3))
+    outcome = await store.commit(later)
+    assert outcome == LedgerWentBack(later.flush_id, {S1: position, S2: 1, S3: 0})
+    assert [project_id for project_id, _ in await tables.results()] == [1, 2, 3], "nothing of it"
+    assert (await tables.ledger()).get(S1, 0) == position
+    assert [record.levelname for record in caplog.records if "went back" in record.message] == ["ERROR"]
+    assert f"the database lost committed results; asking the workers for them again: {S1} of worker-1" in caplog.text
+    assert f"went back from 2 to {position}" in caplog.text
+    # What is sent again from where the ledger stands is committed.
+    again = flush(part(position + 1, *[[result(n, NOW_MS + 1)] for n in range(position + 1, 4)]))
+    assert (await store.commit(again)).positions == {S1: 3}
+
+
+async def test_many_streams_that_went_back_are_one_line(store, tables, caplog):
+    streams = [str(uuid.uuid4()) for _ in range(50)]
+    await store.commit(flush(*(part(1, [result(n)], stream=stream) for n, stream in enumerate(streams))))
     await tables.conn.execute("DELETE FROM ingest_stream")
-    await store.commit(flush(part(4, [result(4)])))
-    assert await tables.ledger() == {S1: 4}
+    outcome = await store.commit(flush(*(part(2, [result(n)], stream=stream) for n, stream in enumerate(streams))))
+    assert outcome.positions == dict.fromkeys(streams, 0)
+    [line] = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert f"{streams[0]} of worker-1 went back from 1 to 0" in line
+    assert "and 47 more" in line
+    assert len(line) < 500
+
+
+async def test_one_stream_ahead_and_another_one_back(store, tables):
+    await store.commit(flush(part(1, [result(1)], [result(2)]), part(1, [result(3)], [result(4)], stream=S2)))
+    await tables.conn.execute("UPDATE ingest_stream SET last_seq = 1 WHERE stream_id = $1", S2)
+    mixed = flush(part(1, [result(1)], base_seq=0), part(3, [result(5)], stream=S2))
+    assert await store.commit(mixed) == LedgerWentBack(mixed.flush_id, {S1: 2, S2: 1})
+
+
+async def test_a_new_stream_is_no_set_back(store, tables):
+    """base_seq 0 and no row: also when the worker no longer has its first batches."""
+    outcome = await store.commit(flush(part(7, [result(1)], base_seq=0)))
+    assert outcome.positions == {S1: 7}
+    assert await tables.ledger() == {S1: 7}
 
 
 async def test_an_end_is_noted(store, tables):
@@ -292,7 +329,7 @@ async def test_many_long_claims(store, tables):
 
 async def test_ranges_that_begin_together_are_merged_not_lost(store, tables):
     await store.commit(flush(part(1, [missed(NOW_MS, NOW_MS + 1000)])))
-    await store.commit(flush(part(2, [missed(NOW_MS, NOW_MS + 5000), result()])))
+    await store.commit(flush(part(2, [missed(NOW_MS, NOW_MS + 5000), result(2)])))
     assert [row[1:4] for row in await tables.missed()] == [(0, 1000, 2), (2000, 5000, 4)]
     assert await tables.ledger() == {S1: 2}
 
@@ -344,7 +381,7 @@ class CutAtCommit:
 async def test_an_unknown_outcome_of_the_commit_is_found_out(store, tables, monkeypatch, happens):
     await store.commit(flush(part(1, [result(1)])))
     cut = CutAtCommit(monkeypatch, happens=happens)
-    doubtful = flush(part(2, [result(2), result(3)], [missed(NOW_MS, NOW_MS)]))
+    doubtful = flush(part(2, [result(2), result(3)], [missed(NOW_MS, NOW_MS, project_id=4)]))
     with pytest.raises(StoreError):
         await store.commit(doubtful)
     assert cut.cuts == 1
@@ -405,16 +442,3 @@ async def test_an_unreachable_database_is_retried(tmp_path):
     with pytest.raises(StoreError, match="cannot reach the database") as caught:
         await store.load_ledger([S1])
     assert caught.value.kind == "retry"
-
-
-@pytest.mark.parametrize("together", [True, False], ids=["one flush", "two flushes"])
-async def test_a_doubtful_result_takes_its_tick_out_of_a_missed_range(store, tables, together):
-    ranges = [missed(NOW_MS, NOW_MS + 4000), missed(NOW_MS + 6000, NOW_MS + 6000, project_id=2)]
-    polled = [result(1, NOW_MS + 1000, doubtful=True), result(2, NOW_MS + 6000, doubtful=True)]
-    immediate = result(1, NOW_MS + 3000, trigger="immediate", doubtful=True)
-    if together:
-        await store.commit(flush(part(1, [*polled, immediate, *ranges])))
-    else:
-        await store.commit(flush(part(1, ranges)))
-        await store.commit(flush(part(2, [*polled, immediate])))
-    assert await tables.missed() == [(1, 0, 0, 1, "overload"), (1, 2000, 4000, 3, "overload")]

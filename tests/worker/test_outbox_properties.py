@@ -1,0 +1,236 @@
+"""Whatever happens between an outbox, its WAL and the writer: what reached the WAL is in the table, once.
+
+Messages are lost, the writer and the worker die, the disk is full for a while and slow, the database is set back to
+what it was.  Windows are so small that most is read from the WAL, and streams are parked.  After each step:
+
+- nothing is sent that is not in the WAL;
+- a mark is true of the tables: what was taken before it is there (unless the database was set back since).
+"""
+
+import copy
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.messages.results import (
+    Batch,
+    Committed,
+    Rewind,
+    StreamEnd,
+    StreamHello,
+    StreamWelcome,
+    WhichStream,
+    decode_to_writer,
+)
+from tests.worker.wal_double import CREDIT, DiskDouble, results
+from worker import outbox as outbox_module
+from worker import outgoing as outgoing_module
+from worker.events import StreamOpened, TellWriter, WalRead, WalWriteFailed, WalWritten
+from worker.outbox import BATCH_RECORDS_MAX, Mark, Outbox
+
+STEPS = {
+    "add": 8, "timer": 8, "disk": 10, "deliver": 10, "commit": 6, "mark": 3, "restart_writer": 1, "lose": 1,
+    "disk_fails": 1, "set_back": 0.5, "remember": 1, "crash": 0.4,
+}  # fmt: skip
+
+
+class ModelWriter:
+    """Receives in order, commits some time, forgets everything but its database when it is restarted."""
+
+    def __init__(self, chance):
+        self.chance = chance
+        self.table = []  # numbers of the records, as committed
+        self.ledger = {}
+        self.received = {}  # stream -> batches, in order; a stream is here once it has introduced itself
+
+    def take(self, message):
+        stream_id = message.stream_id
+        position = self.ledger.get(stream_id, 0)
+        match message:
+            case StreamHello(first_seq=first_seq, acked_seq=acked_seq):
+                assert first_seq <= position + 1, "nothing was deleted"
+                self.received[stream_id] = []
+                welcome = StreamWelcome(stream_id, position, self.chance.choice([1, 300, 2_000, CREDIT]))
+                return [welcome, WhichStream()] if acked_seq > position else [welcome]
+            case Batch() if stream_id not in self.received:
+                return [WhichStream()]
+            case Batch(seq=seq):
+                expected = position + len(self.received[stream_id]) + 1
+                if seq > expected:
+                    return [Rewind(stream_id, expected)]
+                if seq == expected:
+                    self.received[stream_id].append(message)
+                return []
+            case StreamEnd():
+                self.received.pop(stream_id, None)
+                return []
+
+    def commit(self):
+        said = []
+        for stream_id, batches in self.received.items():
+            if batches:
+                self.table += [row.project_id for batch in batches for row in batch.results]
+                self.ledger[stream_id] = batches[-1].seq
+                said.append(Committed(stream_id, batches[-1].seq))
+                batches.clear()
+        return said
+
+
+class Rig:
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.now = 0
+        self.disk = DiskDouble()
+        self.writer = ModelWriter(self.chance)
+        self.to_writer = []
+        self.to_box = []
+        self.wal = []
+        self.added = 0
+        self.streams = 0
+        self.snapshot = ([], {})
+        self.do_crash()
+
+    def step(self, kind):
+        self.now += self.chance.randrange(1, 400)
+        getattr(self, f"do_{kind}")()
+        self.take()
+        self.assert_marks()
+
+    def take(self):
+        effects, self.box.effects = self.box.effects, []
+        for effect in effects:
+            if isinstance(effect, TellWriter):
+                message = decode_to_writer(effect.body)
+                if isinstance(message, Batch):
+                    assert message.seq in self.disk.streams[message.stream_id], "sent and not in the WAL"
+                self.to_writer.append(message)
+            else:
+                self.wal.append(effect)
+        self.box.check()
+
+    def assert_marks(self):
+        mark = self.box.committed_mark
+        if mark is not None and not self.was_set_back:
+            missing = set(range(self.first, mark.at_ms + 1)) - set(self.writer.table)
+            assert not missing, f"a mark came true before these were committed: {sorted(missing)[:5]}"
+
+    # ---- steps
+
+    def do_add(self):
+        count = self.chance.choice([1, 3, 3, BATCH_RECORDS_MAX + 5])
+        self.box.add(results(count, self.added + 1), [], self.now)
+        self.added += count
+
+    def do_timer(self):
+        self.box.handle_timer(self.now)
+
+    def do_mark(self):
+        before = self.box.committed_mark
+        self.box.mark(Mark(1, 1, self.added, 0, {}), self.now)
+        assert before is None or self.box.committed_mark.at_ms >= before.at_ms
+
+    def do_disk(self):
+        for _ in range(self.chance.choice([1, 3, 10])):
+            if self.wal:
+                self._answer(self.disk.perform(self.wal.pop(0)))
+                self.take()
+
+    def _answer(self, event):
+        match event:
+            case WalWritten(stream_id, seq):
+                self.box.written(stream_id, seq, self.now)
+            case WalWriteFailed():
+                self.box.write_failed(self.now)
+            case WalRead(stream_id, entries):
+                self.box.take_read(stream_id, entries)
+            case StreamOpened(stream_id):
+                self.box.opened(stream_id, self.now)
+
+    def do_disk_fails(self):
+        self.disk.failing = not self.disk.failing
+
+    def do_deliver(self):
+        messages, self.to_writer = self.to_writer, []
+        for message in messages:
+            self.to_box += self.writer.take(message)
+        messages, self.to_box = self.to_box, []
+        for message in messages:
+            self.box.handle(message, self.now)
+
+    def do_commit(self):
+        self.to_box += self.writer.commit()
+
+    def do_lose(self):
+        """A connection broke: what was under way is gone, in both directions."""
+        self.to_writer.clear()
+        self.to_box.clear()
+
+    def do_restart_writer(self):
+        self.do_lose()
+        self.writer.received.clear()
+
+    def do_remember(self):
+        self.snapshot = copy.deepcopy((self.writer.table, self.writer.ledger))
+
+    def do_set_back(self):
+        """The database as it was; the writer notices, and is told of every stream again."""
+        self.was_set_back = True
+        self.writer.table, self.writer.ledger = copy.deepcopy(self.snapshot)
+        self.writer.received.clear()
+        self.do_lose()
+        self.to_box.append(WhichStream())
+
+    def do_crash(self):
+        """Of the worker: its successor adopts what is in the WAL."""
+        self.do_lose()
+        self.wal.clear()
+        self.was_set_back = False
+        self.first = self.added + 1
+        orphans = [stream_id for stream_id, log in self.disk.streams.items() if log]
+        self.box = Outbox(self.disk.new_stream_id(), "worker-1", f"i{self.disk.opened}", self.now)
+        self.box.adopt([self._adopted(stream_id) for stream_id in orphans], self.now)
+
+    def _adopted(self, stream_id):
+        return self.disk.adopted(stream_id, acked_seq=self.chance.choice([0, self.disk.acked.get(stream_id, 0)]))
+
+    def finish(self):
+        self.disk.failing = False
+        self.do_restart_writer()
+        turns = 0
+        while self.wal or not self.box.empty:
+            turns += 1
+            assert turns < 3_000, f"it stands still: {self.box.live}, {self.box.unacked_records} waiting"
+            for kind in ("timer", "disk", "deliver", "commit", "deliver"):
+                self.step(kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outgoing_module, "WINDOW_BYTES", 1_000)
+        patch.setattr(outbox_module, "READ_BYTES", 600)
+        patch.setattr(outbox_module, "PARK_BYTES", 3_000)
+        patch.setattr(outbox_module, "ASK_AGAIN_MS", 3_000)
+        patch.setattr(outbox_module, "BACKLOG_ACTIVE_MAX", 2)
+        yield
+
+
+@settings(max_examples=150)
+@given(st.integers(min_value=0, max_value=2**32), st.integers(min_value=0, max_value=200))
+def test_what_is_in_the_wal_is_in_the_table_once(seed, length):
+    rig = Rig(seed)
+    for _ in range(length):
+        rig.step(*rig.chance.choices(list(STEPS), list(STEPS.values())))
+    rig.finish()
+    in_the_wal = [
+        row.project_id
+        for log in rig.disk.streams.values()
+        for entry in log.values()
+        for row in decode_to_writer(entry.body).results
+    ]
+    assert sorted(rig.writer.table) == sorted(in_the_wal)
+    assert len(set(in_the_wal)) == len(in_the_wal)
+    assert set(range(rig.first, rig.added + 1)) <= set(in_the_wal), "what was taken since the last crash is lost"
+    assert rig.box.unacked_records == rig.box.unacked_bytes == 0

@@ -1,0 +1,90 @@
+"""A worker's WAL in memory, and the records that go into it: for tests of the outbox and of the worker's core.
+
+``DiskDouble`` answers the WAL effects as the real one does: what is there already is passed over, nothing is written
+past a hole, a read is contiguous and holds at least one batch.  ``failing`` and ``unreadable`` are its troubles.
+"""
+
+from cluster.messages.results import MissedRange, PollResult
+from worker.events import (
+    AcknowledgeWal,
+    AdoptedStream,
+    OpenStream,
+    ReadWal,
+    StreamOpened,
+    WalRead,
+    WalWriteFailed,
+    WalWritten,
+    WriteWal,
+)
+
+CREDIT = 1 << 20
+
+
+def result(number, *, scheduled_at_ms=1_000, trigger="tick", text=None, epoch=1):
+    return PollResult(
+        number, scheduled_at_ms, scheduled_at_ms * 1_000, trigger, "success", 200, 1.0, None, text, None, None, None,
+        None, None, 0, None, None, epoch,
+    )  # fmt: skip
+
+
+def results(count, first=1, *, text=None):
+    return [result(number, text=text) for number in range(first, first + count)]
+
+
+def missed(number, reason="overload"):
+    return MissedRange(number, 1_000, 1_000, 1_000, reason, 1)
+
+
+class DiskDouble:
+    def __init__(self):
+        self.streams = {}  # stream_id -> {seq: Entry}
+        self.acked = {}  # stream_id -> seq, as the outbox said
+        self.failing = False
+        self.unreadable = False
+        self.opened = 0
+
+    def perform(self, effect):
+        """The event that answers an effect, None for one that has no answer."""
+        match effect:
+            case WriteWal(stream_id, entries):
+                log = self.streams.setdefault(stream_id, {})
+                fresh = [entry for entry in entries if entry.seq > max(log, default=0)]
+                if self.failing or (fresh and fresh[0].seq != max(log, default=0) + 1):
+                    return WalWriteFailed(stream_id)
+                log.update({entry.seq: entry for entry in fresh})
+                return WalWritten(stream_id, entries[-1].seq)
+            case ReadWal(stream_id, from_seq, bytes_max):
+                return WalRead(stream_id, [] if self.unreadable else self.read(stream_id, from_seq, bytes_max))
+            case AcknowledgeWal(stream_id, seq):
+                self.acked[stream_id] = seq
+                return None
+            case OpenStream():
+                return StreamOpened(self.new_stream_id())
+        raise AssertionError(effect)
+
+    def new_stream_id(self):
+        """``s1`` is the one a worker begins with."""
+        self.opened += 1
+        return f"s{self.opened + 1}"
+
+    def read(self, stream_id, from_seq, bytes_max):
+        log = self.streams[stream_id]
+        found = []
+        size = 0
+        while from_seq in log and (not found or size + len(log[from_seq].body) <= bytes_max):
+            found.append(log[from_seq])
+            size += len(log[from_seq].body)
+            from_seq += 1
+        return found
+
+    def adopted(self, stream_id, *, worker="worker-1", first_seq=1, acked_seq=0):
+        """What an orphan's finder says of it."""
+        log = self.streams[stream_id]
+        last, acked = log[max(log)], log.get(acked_seq)
+        totals = *_totals_with(last), *(_totals_with(acked) if acked else (0, 0))
+        return AdoptedStream(stream_id, worker, first_seq, last.seq, acked_seq, *totals)
+
+
+def _totals_with(entry):
+    """Records and bytes of the stream up to and with this batch."""
+    return entry.records_before + entry.records, entry.bytes_before + len(entry.body)
