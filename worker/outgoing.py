@@ -111,6 +111,8 @@ class OutgoingStream:
             self.appended_seq = entry.seq
             self.appended_records = entry.records_before + entry.records
             self.appended_bytes = entry.bytes_before + len(entry.body)
+        if self.acked_seq < self.first_seq - 1:  # given up before it was known to be written
+            self._acked(min(self.first_seq - 1, self.appended_seq))
 
     @property
     def wants_read(self) -> int | None:
