@@ -38,7 +38,8 @@ RANGES_PEEKED = 100
 # an interval has just changed, ranges of the old grid and of the new lie across each other for a moment.
 LOOK_BACK = 3
 
-# LATERAL with OFFSET or LIMIT keeps the planner from joining whole tables: each row of the arrays is looked up by key.
+# LATERAL with OFFSET or LIMIT keeps the planner from joining whole tables: each row of the arrays is looked up by key
+# (writer.store.SESSION sees to it that the look-up is one, however small the table was when the plan was made).
 
 
 # ---- results that are there already ---------------------------------------------------------------------------------
@@ -51,8 +52,10 @@ _PRESENT = """
 
 async def absent(conn: Connection, partition: str, records: Sequence[ResultRecord]) -> list[ResultRecord]:
     """Those of the records that are not in the partition, and of several with the same key the first."""
-    keys = {(record.result.project_id, record.result.scheduled_at_ms): record for record in reversed(records)}
-    kept = list(keys.values())
+    by_key: dict[tuple[int, int], ResultRecord] = {}
+    for record in records:
+        by_key.setdefault((record.result.project_id, record.result.scheduled_at_ms), record)
+    kept = list(by_key.values())
     rows = await conn.fetch(
         _PRESENT.format(partition),
         [record.result.project_id for record in kept],

@@ -1,26 +1,37 @@
-"""Commands that look after the WAL of a data directory: what waits there, and delivering it without a cluster."""
+"""Commands that look after the WAL of a data directory: what waits there, and delivering it without a cluster.
 
+``replay`` starts a writer and a worker that only delivers; both end with it.  It may be interrupted at any time: what
+is not delivered by then is still there.
+"""
+
+import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 import click
 import msgspec
 import orjson
 
-from cluster import config, sockets
+from cluster import config, database, sockets
 from cluster.cli.options import ALL, EVERYWHERE, with_settings
 from cluster.embedded import cluster_database
-from cluster.errors import ClusterError, ExitCode
+from cluster.errors import ClusterError, InvalidInputError
+from cluster.logs import LogSink
 from cluster.settings import Settings
-from cluster.supervisor.lock import held_role_locks, supervisor_lock
+from cluster.supervisor.lock import LockHolder, held_role_locks, supervisor_lock
 from cluster.wal.listing import StreamInfo, list_streams
 
-WRITER_END_S = 60.0
+DATABASE_POLL_S = 1.0
+PROGRESS_S = 5.0
+WRITER_END_S = 60.0  # everything is committed then
+INTERRUPTED_END_S = 5.0
+CLOSE_S = 5.0
+
+T = TypeVar("T")
 
 
 @click.group()
@@ -51,30 +62,33 @@ def list_command(settings: Settings, verify: bool, as_json: bool) -> None:
 
 @wal.command()
 @with_settings(*ALL)
-def replay(settings: Settings) -> int:
+def replay(settings: Settings) -> None:
     """Deliver what orphans hold to the database, and end.
 
     For a data directory on which no cluster runs; a running one does this by itself.
     """
-    with supervisor_lock(settings.run_dir):
+    with supervisor_lock(settings.run_dir) as lock:
         held = held_role_locks(settings.run_dir)
         if held:
             raise ClusterError(
-                f"{', '.join(held)} still run on {settings.data_dir} and deliver it themselves", code="already_running"
+                f"processes of a cluster on {settings.data_dir} deliver it themselves: {', '.join(held)}",
+                code="already_running",
             )
-        before = _waiting(settings)
+        before = waiting_records(settings)
         if not before:
             click.echo(f"nothing waits in {settings.wal_dir}")
-            return int(ExitCode.DONE)
+            return
+        lock.write(LockHolder(pid=os.getpid(), embedded=settings.database_url is None))
         click.echo(f"{before} results wait in {settings.wal_dir}")
-        sockets.remove_ipc_path(settings.results)
-        with _database(settings) as ready, _role("writer", ready) as writer, _role("worker", ready) as worker:
-            status = worker.wait()
-            writer.send_signal(signal.SIGTERM)
-            writer.wait(WRITER_END_S)
-        after = _waiting(settings)
-        click.echo(f"{before - after} results delivered, {after} wait")
-        return int(ExitCode.FAILED if status or after else ExitCode.DONE)
+        why = asyncio.run(Replay(settings, before).run())
+        after = waiting_records(settings)
+        delivered = max(0, before - after)
+        if after:
+            raise ClusterError(
+                f"{why}: {delivered} results delivered, {after} still wait in {settings.wal_dir}; `cluster wal replay` "
+                "or the next `cluster up` delivers them"
+            )
+        click.echo(f"{delivered} results delivered, nothing waits any more")
 
 
 def wal_document(streams: list[StreamInfo]) -> dict[str, Any]:
@@ -87,29 +101,172 @@ def wal_document(streams: list[StreamInfo]) -> dict[str, Any]:
     }
 
 
-def _waiting(settings: Settings) -> int:
+def waiting_records(settings: Settings) -> int:
     return sum(stream.records_unacked for stream in list_streams(settings.wal_dir))
 
 
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[Settings]:
-    """The settings with the URL of a database that runs."""
-    if settings.database_url is not None:
-        yield settings
-        return
-    with cluster_database(settings.data_dir) as server:
-        yield msgspec.structs.replace(settings, database_url=server.dsn())
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Someone asked for the end."""
 
 
-@contextlib.contextmanager
-def _role(role: str, settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
-    """A role's process; killed if it is still there in the end, which only happens after an error."""
-    name = "replay" if role == "worker" else role
-    environ = config.role_environ(msgspec.structs.replace(settings, name=name, replay=role == "worker"), os.environ)
-    process = subprocess.Popen([sys.executable, "-m", role, name], env=environ)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+class Replay:
+    """One delivery.  ``run`` leaves no process behind, however it ends."""
+
+    def __init__(self, settings: Settings, records: int) -> None:
+        self._settings = msgspec.structs.replace(settings, supervised=True)
+        self._records = records
+        self._told = 0
+        self._roles: dict[str, RoleProcess] = {}
+        self._interrupted = asyncio.Event()
+
+    async def run(self) -> str:
+        """Deliver; says why it ended.  Raises ClusterError when it can't begin."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        sink = LogSink(
+            lambda line: click.echo(line, err=True),
+            human=self._settings.log_format != "json",
+            colour=sys.stderr.isatty(),
+        )
+        try:
+            async with self._database() as url:
+                return await self._deliver(msgspec.structs.replace(self._settings, database_url=url), sink)
+        except Interrupted:
+            return "interrupted"
+        finally:
+            sink.close()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self._interrupted.is_set():  # the second time
+            for role in self._roles.values():
+                role.kill()
+        self._interrupted.set()
+
+    # ---- the database -----------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _database(self) -> AsyncIterator[str]:
+        """The URL of a database that answers and has our tables."""
+        async with contextlib.AsyncExitStack() as stack:
+            url = self._settings.database_url
+            if url is None:
+                server = cluster_database(self._settings.data_dir)
+                if not (server.data / "PG_VERSION").exists():
+                    raise InvalidInputError(
+                        f"no database: set DATABASE_URL (there is no embedded one in {self._settings.data_dir})"
+                    )
+                stack.push_async_callback(asyncio.to_thread, server.stop)
+                await asyncio.to_thread(server.start)
+                url = server.dsn()
+            await self._unless_interrupted(self._prepare(url))
+            yield url
+
+    async def _prepare(self, url: str) -> None:
+        conn = await self._connect(url)
+        try:
+            if await database.schema_version(conn) == 0:
+                raise ClusterError(f"the database {database.place(url)} has no tables of ours; run `cluster migrate`")
+            for name in await database.migrate(conn):
+                click.echo(f"applied migration {name}", err=True)
+        except database.DATABASE_ERRORS as error:
+            raise ClusterError(f"cannot prepare the database: {database.describe(error)}") from error
+        finally:
+            with contextlib.suppress(*database.DATABASE_ERRORS):
+                await conn.close(timeout=CLOSE_S)
+
+    async def _connect(self, url: str) -> database.Connection:
+        told = False
+        while True:
+            try:
+                return await database.connect(url)
+            except ClusterError as error:
+                if error.code != "database_unavailable":
+                    raise
+                if not told:
+                    click.echo(f"{error}  Waiting for it; Ctrl-C ends this.", err=True)
+                    told = True
+            await asyncio.sleep(DATABASE_POLL_S)
+
+    async def _unless_interrupted(self, work: Awaitable[T]) -> T:
+        working = asyncio.ensure_future(work)
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        await asyncio.wait({working, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if working.done():
+            return working.result()
+        working.cancel()
+        await asyncio.wait({working})
+        raise Interrupted
+
+    # ---- the roles --------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, settings: Settings, sink: LogSink) -> str:
+        sockets.check_endpoint(settings.results)
+        sockets.remove_ipc_path(settings.results)
+        progress = asyncio.ensure_future(self._show_progress())
+        try:
+            writer = self._roles["writer"] = RoleProcess("writer", "writer", settings, sink)
+            worker = self._roles["worker"] = RoleProcess("worker", "replay", settings, sink)
+            await self._unless_interrupted(asyncio.wait({writer.ended, worker.ended}, return_when="FIRST_COMPLETED"))
+            if writer.ended.done():
+                return f"the writer ended (exit status {writer.ended.result()})"
+            writer.terminate()
+            await self._unless_interrupted(asyncio.wait({writer.ended}, timeout=WRITER_END_S))
+            exit_status = worker.ended.result()
+            return (
+                f"the worker ended (exit status {exit_status})"
+                if exit_status
+                else "not every stream could be taken over"
+            )
+        finally:
+            progress.cancel()
+            await self._end_roles()
+
+    async def _end_roles(self) -> None:
+        for role in self._roles.values():
+            role.terminate()
+        if ended := {role.ended for role in self._roles.values()}:
+            _, left = await asyncio.wait(ended, timeout=INTERRUPTED_END_S)
+            if left:  # nothing is lost: what is not acknowledged stays in the WAL
+                for role in self._roles.values():
+                    role.kill()
+                await asyncio.wait(left)
+
+    async def _show_progress(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            with contextlib.suppress(ClusterError):  # it is said in the end
+                delivered = self._records - await asyncio.to_thread(waiting_records, self._settings)
+                if delivered > self._told:
+                    self._told = delivered
+                    click.echo(f"{delivered} of {self._records} results delivered", err=True)
+
+
+class RoleProcess:
+    """A role as a child that ends when we do.  ``ended`` has its exit status."""
+
+    def __init__(self, role: str, name: str, settings: Settings, sink: LogSink) -> None:
+        from cluster.supervisor.process import ChildProcess  # noqa: PLC0415 - `wal list` doesn't need it
+
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._name = name
+        self._sink = sink
+        environ = config.role_environ(msgspec.structs.replace(settings, name=name, replay=role == "worker"), os.environ)
+        self._child = ChildProcess(
+            [sys.executable, "-m", role, name],
+            environ | {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
+            self._on_line,
+            self.ended.set_result,
+        )
+
+    def _on_line(self, pid: int, line: bytes) -> None:
+        self._sink.pass_on(self._name, pid, line)
+
+    def terminate(self) -> None:
+        self._child.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._child.signal(signal.SIGKILL)

@@ -178,10 +178,10 @@ def scan(buffer: bytes, *, at: int = 0, final: bool) -> Scan:
     return Scan(found, size, 0 if final else 1)
 
 
-def is_torn(tail: bytes) -> bool:
-    """Does it look like a write that was cut short?  Else it is damage.
+def is_torn(tail: bytes, last: Entry | None = None) -> bool:
+    """Does what follows the last entry look like a write that was cut short?  Else it is damage.
 
-    That is a beginning of an entry, or zeros where the file grew and the data never came.
+    That is the beginning of the next entry, or zeros where the file grew and the data never came.
     """
     if not tail.strip(b"\0"):
         return True
@@ -189,8 +189,14 @@ def is_torn(tail: bytes) -> bool:
         return tail[:4] == ENTRY_MAGIC[: len(tail)]
     if tail[:4] != ENTRY_MAGIC:
         return False
-    length: int = _ENTRY_REST.unpack_from(tail, _ENTRY_FRONT.size)[0]
-    return len(tail) - ENTRY_HEADER_BYTES < length <= BODY_BYTES_MAX
+    length, _, seq, records_before, bytes_before = _ENTRY_REST.unpack_from(tail, _ENTRY_FRONT.size)
+    if not len(tail) - ENTRY_HEADER_BYTES < length <= BODY_BYTES_MAX:
+        return False
+    return last is None or (seq, records_before, bytes_before) == (
+        last.seq + 1,
+        last.records_before + last.records,
+        last.bytes_before + len(last.body),
+    )
 
 
 def _entry_at(buffer: bytes, offset: int, size: int) -> tuple[Entry | None, int]:

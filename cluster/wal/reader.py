@@ -77,7 +77,7 @@ class SegmentReader:
         self._segment: Segment | None = None
         self._place: Place | None = None
         self._overlap_of: Segment | None = None
-        self._overlap: dict[int, Entry] = {}  # what earlier segments have of that one
+        self._overlap: dict[int, Entry] = {}  # what of it lies elsewhere
 
     def read(self, extent: Extent, seq: int, *, bytes_max: int, entries_max: int, one: bool) -> list[Entry]:
         """Entries from ``seq`` on, at least one of them when ``one``.  Raises OSError when the file can't be opened."""
@@ -111,10 +111,8 @@ class SegmentReader:
                 damage.append((item, content))
                 continue
             entry = item.entry
-            if entry.seq < place.seq:
-                continue  # it was there already
-            if entry.seq > extent.last_seq:
-                break  # a later segment has it
+            if not place.seq <= entry.seq <= extent.last_seq:
+                continue  # it was there already, or a later segment has it
             if damage or entry.seq > place.seq:
                 bound = Place(item.offset, entry.seq, entry.records_before, entry.bytes_before)
                 yield from self._gap(extent, place, bound, seq, damage)
@@ -130,10 +128,11 @@ class SegmentReader:
     def _gap(
         self, extent: Extent, place: Place, bound: Place, seq: int, damage: list[tuple[DamagedRange, bytes]]
     ) -> Iterator[tuple[Entry, Place]]:
-        """What is not in the segment between two places: from earlier segments, else as holes.  Maybe no seq at all."""
-        elsewhere = [
-            entry for number, entry in sorted(self._earlier(extent).items()) if place.seq <= number < bound.seq
-        ] if place.seq < bound.seq else []  # fmt: skip
+        """What is not where it should be between two places: from elsewhere, else as holes.  Maybe no seq at all."""
+        elsewhere: list[Entry] = []
+        if place.seq < bound.seq:
+            overlap = self._elsewhere(extent)
+            elsewhere = [overlap[number] for number in sorted(overlap) if place.seq <= number < bound.seq]
         self._report(extent, place, bound, damage, len(elsewhere))
         at, records, size = place.seq, place.records, place.size_bytes
         if at < seq:  # the gap began before what is wanted
@@ -156,24 +155,21 @@ class SegmentReader:
                 at += 1
                 yield found, Place(bound.offset, at, records, size)
 
-    def _earlier(self, extent: Extent) -> dict[int, Entry]:
-        """What earlier segments have from the extent's first seq on.  Read only when something is missing."""
+    def _elsewhere(self, extent: Extent) -> dict[int, Entry]:
+        """What earlier segments have of the extent, and other places of this one, where a disk may write by mistake.
+
+        Read only when something is missing.
+        """
         if self._overlap_of is not extent.segment:
             overlap: dict[int, Entry] = {}
             for segment in extent.earlier:
-                try:
-                    fd = open_for_reading(segment.path)
-                except OSError:
-                    logger.warning(
-                        "%s can't be read to look for what is missing in %s", segment.path, extent.segment.path
-                    )
-                    continue
-                try:
-                    for item, _ in scan_file(fd, HEADER_END, segment.end):
-                        if not isinstance(item, DamagedRange) and item.entry.seq >= extent.first_seq:
-                            overlap[item.entry.seq] = item.entry
-                finally:
-                    os.close(fd)
+                overlap.update((entry.seq, entry) for entry in _entries(segment) if entry.seq >= extent.first_seq)
+            highest_seq = 0
+            for entry in _entries(extent.segment):
+                if entry.seq <= highest_seq:
+                    overlap[entry.seq] = entry
+                elif entry.seq <= extent.last_seq:
+                    highest_seq = entry.seq
             self._overlap_of, self._overlap = extent.segment, overlap
         return self._overlap
 
@@ -202,6 +198,23 @@ class SegmentReader:
             self._ledger.note(segment, bound.offset)
         elif missing and self._ledger.is_new(segment, bound.offset):
             logger.warning("damage in the WAL: before offset %d of %s %s", bound.offset, segment.path, consequence)
+
+
+def _entries(segment: Segment) -> Iterator[Entry]:
+    """Whatever is in it, in the order in which it lies there."""
+    if segment.lost:
+        return
+    try:
+        fd = open_for_reading(segment.path)
+    except OSError as error:
+        logger.warning("cannot read %s to look for missing batches: %s", segment.path, error.strerror)
+        return
+    try:
+        for item, _ in scan_file(fd, HEADER_END, segment.end):
+            if not isinstance(item, DamagedRange):
+                yield item.entry
+    finally:
+        os.close(fd)
 
 
 def _totals(entry: Entry) -> tuple[int, int]:

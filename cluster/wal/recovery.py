@@ -133,7 +133,7 @@ class _Recovery:
             segment = segments[-1]
             _, last, tail = _ends(segment)
             if tail is not None:
-                self._cut(segment, tail)
+                self._cut(segment, tail, last)
             if last is None or last.seq < segment.first_seq:
                 logger.info("removed %s: there is nothing in it", segment.path)
                 remove_file(segment.path)
@@ -143,14 +143,14 @@ class _Recovery:
             return earlier if earlier is not None and earlier.seq > last.seq else last
         return None
 
-    def _cut(self, segment: Segment, tail: int) -> None:
+    def _cut(self, segment: Segment, tail: int, last: Entry | None) -> None:
         fd = open_for_reading(segment.path)
         try:
             content = read_at(fd, tail, segment.end - tail)
         finally:
             os.close(fd)
         kept = self._ledger.keep(segment, tail, content) if content.strip(b"\0") else "all zeros"
-        if is_torn(content):
+        if is_torn(content, last):
             what = "a write that was cut short"
         else:
             what = "damage in the WAL"

@@ -154,24 +154,28 @@ def _read_page(fd: int, offset: int, size: int) -> bytes:
 def scan_file(
     fd: int, offset: int, end: int, *, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[tuple[ScannedEntry | DamagedRange, bytes]]:
-    """Everything between two places of a segment; with a damaged range its bytes, none where the file is too short."""
+    """Everything between two places of a segment; with a damaged range its bytes, as far as there are any."""
     wanted = 0
     while offset < end:
         size = min(max(wanted, chunk_bytes), end - offset)
         buffer = read_at(fd, offset, size)
         short = len(buffer) < size
         part = scan(buffer, at=offset, final=short or offset + size == end)
+        damage: DamagedRange | None = None
         for item in part.found:
-            if isinstance(item, DamagedRange):
+            if not isinstance(item, DamagedRange):
+                yield item, b""
+            elif short and item.offset + item.size == offset + len(buffer):
+                damage = item  # and what is missing belongs to it
+            else:
                 start = item.offset - offset
                 yield item, buffer[start : start + item.size]
-            else:
-                yield item, b""
+        if short:
+            start = damage.offset if damage is not None else offset + len(buffer)
+            yield DamagedRange(start, end - start), buffer[start - offset :]
+            return
         wanted = part.wanted if part.consumed else max(part.wanted, 2 * size)
         offset += part.consumed
-        if short:
-            yield DamagedRange(offset, end - offset), b""
-            return
 
 
 def is_removed(fd: int) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,9 @@ import time
 import pytest
 
 from cluster import admin_client
+from cluster.cli import run
 from cluster.supervisor.lock import supervisor_lock
+from tests.cli.conftest import FakeAdmin
 
 STATUS = {
     "active_projects": 12_345,
@@ -70,6 +73,44 @@ def test_without_a_cluster_it_is_said_with_status_three(cluster, data_dir, argum
     assert f"no cluster is running on {data_dir}" in ran.error
     assert ran.out == ""
     assert list(data_dir.iterdir()) == []
+
+
+@pytest.fixture
+def alone(data_dir):
+    """A coordinator that no supervisor started: only its admin socket tells of it."""
+    (data_dir / "run").mkdir(mode=0o700)
+    fake = FakeAdmin(data_dir / "run")
+    yield fake
+    fake.close()
+
+
+def test_roles_without_a_supervisor_are_found_by_their_admin_socket(cluster, alone):
+    alone.replies.append({"type": "ok", "status": STATUS})
+    assert json.loads(cluster("status", "--json").out) == STATUS
+    alone.replies.append({"type": "ok", "id": 5})
+    assert cluster("add", "http://a.example/").out == "5\n"
+    alone.replies.append({"type": "error", "code": "no_supervisor", "message": "nobody can start them"})
+    ran = cluster("scale", "--workers", "3")
+    assert (ran.status, ran.error) == (1, "nobody can start them")
+    ran = cluster("down")
+    assert ran.status == 1
+    assert "run without a supervisor: end each of them" in ran.error
+
+
+def test_a_socket_that_a_killed_coordinator_left_is_no_cluster(cluster, data_dir):
+    (data_dir / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(data_dir / "run" / "admin.sock"))
+    assert cluster("status").status == 3
+    assert cluster("status", "--data-dir", data_dir / ("x" * 200)).status == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_socket_that_is_not_ours_to_use_is_one_line(cluster, alone, data_dir):
+    (data_dir / "run" / "admin.sock").chmod(0)
+    ran = cluster("status")
+    assert ran.status == 1
+    assert "run this as the user that started the cluster" in ran.error
 
 
 OK = {"type": "ok"}
@@ -291,6 +332,23 @@ def test_down_gives_up_when_it_does_not_end(cluster, holder):
     ran = cluster("down", "--timeout", "1")
     assert ran.status == 1
     assert "has not stopped within 1 s" in ran.error
+
+
+def test_down_without_time_asks_and_returns(cluster, holder):
+    process = holder("obedient")
+    ran = cluster("down", "--timeout", "0")
+    assert ran.status == 1
+    assert f"(pid {process.pid}) was asked to stop and is stopping" in ran.error
+    assert process.wait(10) == 0
+    assert cluster("down", "--timeout", "0").status == 3
+
+
+def test_down_without_time_waits_for_who_to_ask(cluster, data_dir, monkeypatch):
+    monkeypatch.setattr(run, "ASKING_S", 0.1)
+    with supervisor_lock(data_dir / "run"):  # nothing is written in it yet
+        ran = cluster("down", "--timeout", "0")
+    assert ran.status == 1
+    assert "does not say who it is; try again" in ran.error
 
 
 def test_down_does_not_force_a_cluster_that_is_stopping_already(cluster, holder):

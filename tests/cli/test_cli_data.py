@@ -9,6 +9,8 @@ import pytest
 
 from cluster.cli.data import parse_instant
 from cluster.errors import InvalidInputError
+from cluster.project import ID_MAX
+from cluster.ticks import first_tick_from, phase_ms
 
 
 def sql(url, *statements):
@@ -213,6 +215,110 @@ def test_audit_says_whether_the_law_holds(db):
     one = json.loads(db("audit", "--json", "--project", "1", "--from", "30m").out)
     assert one["total"]["due"] == 30
     assert json.loads(db("audit", "--json", "--to", "2020-01-01").out)["holds"] is True
+
+
+def test_audit_of_windows(db):
+    """Each option on its own and all together, and plain words when there is nothing in the window."""
+    fill(db.url, 2)
+    sql(
+        db.url,
+        "UPDATE project_spans SET since = '2026-01-01T00:00Z'",
+        "UPDATE cluster_state SET accounted_to = '2026-01-01T01:00Z'",
+        "UPDATE result_retention SET kept_from = '2026-01-01T00:10Z'",
+    )
+    window = ("--from", "2026-01-01T00:20Z", "--to", "2026-01-01T00:30:00Z")
+    report = json.loads(db("audit", "--json", *window, "--project", "2").out)
+    assert (report["from"], report["horizon"]) == ("2026-01-01T00:20:00.000Z", "2026-01-01T00:30:00.000Z")
+    assert (report["total"]["due"], report["total"]["unexplained"], report["note"]) == (10, 10, None)
+    assert [each["project_id"] for each in report["projects"]] == [2]
+    assert json.loads(db("audit", "--json", *window).out)["total"]["due"] == 20
+
+    for arguments, said in [
+        (("--from", "2026-01-01T01:00Z"), "nothing to audit: ticks are accounted for up to 202"),
+        (("--from", "2099-01-01", "--to", "2099-01-02"), "nothing to audit: ticks are accounted for up to 202"),
+        (("--to", "2026-01-01T00:05Z"), "nothing to audit: results are kept from 202"),
+    ]:
+        ran = db("audit", *arguments)
+        assert ran.status == 0
+        assert ran.out.startswith(said)
+        assert len(ran.out.splitlines()) == 1
+        report = json.loads(db("audit", "--json", *arguments).out)
+        assert (report["holds"], report["projects_audited"]) == (True, 0)
+        assert report["note"].startswith(said)
+
+    ran = db("audit", "--from", "1h", "--to", "2h")
+    assert ran.status == 2
+    assert ran.error.startswith("the window ends before it begins: from 2")
+
+
+def test_audit_shows_what_was_set_aside(db):
+    fill(db.url, 1)
+    sql(
+        db.url,
+        "UPDATE project_spans SET since = '2026-01-01T00:00Z', until = '2026-01-01T01:00Z'",
+        "UPDATE cluster_state SET accounted_to = now()",
+    )
+    due = json.loads(db("audit", "--json").out)["total"]["due"]
+    phase = phase_ms(1, 60_000)
+    since = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp() * 1000)
+    insert = """
+        INSERT INTO ingest_reject (stream_id, worker, project_id, error, record)
+        SELECT gen_random_uuid(), 'w', 1, 'refused', jsonb_build_object('trigger', 'tick', 'scheduled_at_ms', ms)
+        FROM unnest($1::bigint[]) ms
+    """
+    sql(db.url, (insert, [first_tick_from(since, phase, 60_000) + n * 60_000 for n in range(due)]))
+    ran = db("audit")
+    assert ran.status == 0
+    assert "the accounting law holds" in ran.out
+    assert "rejected" in ran.out
+    assert "ingest_reject" in ran.out
+    total = json.loads(db("audit", "--json").out)["total"]
+    assert total["rejected"] == total["due"] == due
+    assert total["due"] == total["polled"] + sum(total["missed"].values()) + total["rejected"]
+
+
+HUGE = "1" * 20
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("results", HUGE),
+        ("projects", "show", HUGE),
+        ("projects", "enable", "1", HUGE),
+        ("projects", "disable", HUGE),
+        ("audit", "--project", HUGE),
+        ("add", "--id", HUGE),
+        ("remove", "1", HUGE),
+        ("results", "9" * 5_000),
+        ("results", str(1 << 63)),
+    ],
+)
+def test_an_id_that_is_none_is_one_line(db, arguments):
+    fill(db.url, 1)
+    ran = db(*arguments)
+    assert ran.status == 2
+    assert "beyond what an id can be" in ran.error or "is not a valid integer" in ran.error
+    assert sql(db.url, "SELECT enabled FROM projects")[0][0][0] is True
+
+
+def test_an_id_that_would_leave_no_room_is_refused(db, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_text(json.dumps({"url": "http://a/", "id": ID_MAX + 1}))
+    ran = db("projects", "import", file)
+    assert ran.status == 2
+    assert ran.err.splitlines()[0] == f"line 1: id: must be an integer from 1 to {ID_MAX}"
+    file.write_text(json.dumps({"url": "http://a/", "id": ID_MAX}) + '\n{"url": "http://b/"}\n')
+    assert db("projects", "import", file).out == "added 2, updated 0\n"
+    assert sql(db.url, "SELECT max(id) FROM projects")[0][0][0] == ID_MAX + 1
+
+
+def test_import_takes_a_file_that_begins_with_a_byte_order_mark(db, tmp_path):
+    file = tmp_path / "some.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"url": "http://a/"}\r\n{"url": "http://b/"}\r\n')
+    assert db("projects", "import", file).out == "added 2, updated 0\n"
+    file.write_bytes(b'{"url": "http://a/"}\n\xef\xbb\xbf{"url": "http://b/"}\n')
+    assert db("projects", "import", file).err.startswith("line 2: not JSON")
 
 
 def test_instants_as_people_write_them():

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from cluster import cli, config
+from cluster.cli.variables import misspelt_variables
 
 
 def test_version(cluster):
@@ -30,7 +31,7 @@ def test_help_everywhere(cluster):
 def test_every_command_of_the_design_is_there():
     assert set(cli.cluster.commands) == {
         "up", "down", "status", "reload", "audit", "migrate", "version", "add", "remove", "scale", "drain", "projects",
-        "results", "coordinator", "worker", "writer",
+        "results", "coordinator", "worker", "writer", "wal",
     }  # fmt: skip
     assert set(cli.cluster.commands["projects"].commands) == {"list", "show", "enable", "disable", "import", "export"}
 
@@ -99,6 +100,35 @@ def test_a_role_alone_becomes_its_process_configured_by_flags_environment_and_fi
     settings = config.from_environ(environ)
     assert (settings.workers, settings.max_concurrent_http, settings.grace_s) == (5, 77, 3)
     assert (settings.name, settings.database_url, settings.supervised) == (f"{role}-x", "postgresql://h/d", False)
+
+
+def test_a_misspelt_variable_is_warned_of(cluster, monkeypatch):
+    monkeypatch.setenv("CLUSTER_WORKRES", "3")
+    monkeypatch.setenv("CLUSTER_LOGLEVEL", "")  # as if it was not there
+    monkeypatch.setenv("CLUSTER_SERVICE_HOST", "10.0.0.1")  # Kubernetes, for a service named "cluster"
+    monkeypatch.setenv("CLUSTER_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("CLUSTER_GRACE", "3s")
+    ran = cluster("status")
+    assert ran.status == 3
+    warning, error = ran.err.splitlines()
+    assert warning == "Warning: the variable CLUSTER_WORKRES is not known and ignored; did you mean CLUSTER_WORKERS?"
+    assert error.startswith("Error: no cluster is running")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("CLUSTER_WORKER", "CLUSTER_WORKERS"),
+        ("CLUSTER_MAX_CONCURENT_HTTP", "CLUSTER_MAX_CONCURRENT_HTTP"),
+        ("CLUSTER_DATADIR", "CLUSTER_DATA_DIR"),
+        ("CLUSTER_LOG_LEVLE", "CLUSTER_LOG_LEVEL"),
+        ("CLUSTER_BODYLIMIT", "CLUSTER_BODY_LIMIT"),
+    ],
+)
+def test_what_was_meant(written, meant):
+    (line,) = misspelt_variables({written: "x", "PATH": "/bin", "CLUSTERS": "1"})
+    assert line == f"the variable {written} is not known and ignored; did you mean {meant}?"
+    assert list(misspelt_variables(dict.fromkeys(config.VARIABLES, "x"))) == []
 
 
 def test_a_reader_that_has_seen_enough_is_not_an_error():

@@ -18,6 +18,11 @@ GOOD = {
     "reload_interval": ("2m", 120),
     "body_limit": ("64KiB", 65536),
     "grace": ("45", 45),
+    "wal_fsync": ("batch", "batch"),
+    "wal_fsync_interval_ms": ("50", 50),
+    "wal_limit": ("64MiB", 64 << 20),
+    "wal_free_floor": ("0", 0),
+    "wal_full": ("drop_oldest", "drop_oldest"),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "control_endpoint": ("ipc:///run/x/control.sock", "ipc:///run/x/control.sock"),
@@ -35,6 +40,11 @@ BAD = {
     "reload_interval": ["0", "5 parsecs", "25h", "-1s"],
     "body_limit": ["0", "2GiB", "1MB"],
     "grace": ["-1", "2h"],
+    "wal_fsync": ["on", "always", "Batch"],
+    "wal_fsync_interval_ms": ["9", "60001", "200ms", "1.5"],
+    "wal_limit": ["1048575", "0", "1TiB", "1025GiB", "-1"],
+    "wal_free_floor": ["-1", "1025GiB", "256MB"],
+    "wal_full": ["drop", "drop-oldest", "wait"],
     "log_level": ["loud", "INFO"],
     "log_format": ["xml"],
     "control_endpoint": ["ipc://relative", "udp://x:1", "tcp://10.0.0.1:8710"],
@@ -57,7 +67,7 @@ def test_the_examples_cover_every_option():
 
 
 def test_every_field_of_the_settings_can_be_configured():
-    internal = {"name", "incarnation", "run_id", "run_started_at_ms", "supervised"}
+    internal = {"name", "incarnation", "run_id", "run_started_at_ms", "supervised", "replay"}
     fields = {field.name for field in msgspec.structs.fields(Settings)}
     assert {option.field for option in config.OPTIONS} | internal == fields
 
@@ -91,6 +101,13 @@ def test_a_wrong_value_is_one_line_with_option_source_and_what_is_allowed(name, 
         assert option.allowed in str(caught.value)
         assert "\n" not in str(caught.value)
         assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_the_wal_is_below_the_data_directory_and_bounded_by_default():
+    settings = config.load({"data_dir": "/data"}, {})
+    assert str(settings.wal_dir) == "/data/wal"
+    assert (settings.wal_fsync, settings.wal_fsync_interval_ms, settings.wal_full) == ("interval", 200, "stop")
+    assert (settings.wal_limit_bytes, settings.wal_free_floor_bytes) == (4 << 30, 256 << 20)
 
 
 def test_flags_win_over_the_environment_which_wins_over_the_file(tmp_path):
@@ -160,6 +177,7 @@ def test_settings_travel_to_a_role_unchanged():
         run_id="def",
         run_started_at_ms=123,
         supervised=True,
+        replay=True,
     )
     environ = config.role_environ(settings, {"PATH": "/bin", "DATABASE_URL": "postgresql://other/x", "CLUSTER_X": "1"})
     assert environ["PATH"] == "/bin"

@@ -63,6 +63,17 @@ async def test_several_users_share_a_server_and_the_last_stops_it(base):
     second.stop()  # once more is harmless
 
 
+async def test_who_only_uses_it_keeps_others_from_stopping_it(base):
+    server = EmbeddedPostgres(base, settings=FAST).start()
+    with EmbeddedPostgres(base).in_use():
+        server.stop()
+        assert await answer(server) == 1
+        EmbeddedPostgres(base, settings=FAST).start().stop()
+        assert await answer(server) == 1
+    EmbeddedPostgres(base, settings=FAST).start().stop()
+    assert not (server.data / "postmaster.pid").exists()
+
+
 def test_a_stale_pid_file_of_a_foreign_process_neither_hurts_it_nor_prevents_the_start(base):
     EmbeddedPostgres(base, settings=FAST).start().stop()
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -1,5 +1,6 @@
 """The rules of a project's fields, and that the table's CHECKs hold the same."""
 
+import ipaddress
 from datetime import UTC, datetime
 
 import asyncpg
@@ -15,6 +16,7 @@ from cluster.project import (
     FIELD_NAMES,
     ProjectFields,
     ProjectSpec,
+    _is_ipv6,
     parse_header,
     parse_interval,
     project_from_map,
@@ -30,6 +32,18 @@ GOOD = [
     {"url": "http://[::1]:80/"},
     {"url": "http://[fe80::1%25eth0]/"},
     {"url": "http://under_score.example./"},
+    {"url": "http://" + "a" * 63 + "." + "b" * 63 + "/"},
+    {"url": "http://127.0.0.1:8700/"},
+    {"url": "http://127.1/"},
+    {"url": "http://a.b2/"},
+    {"url": "http://2130706433/"},
+    {"url": "http://db.1/"},
+    {"url": "http://a-.-b.example/"},
+    {"url": URL, "method": "TRACE"},
+    {"url": URL, "headers": {"Content-Length": "2"}, "body": "ü"},
+    {"url": URL, "headers": {"content-length": "0", "Connection": "Upgrade, Keep-Alive", "Upgrade": "websocket"}},
+    {"url": URL, "headers": {"Connection": "close"}},
+    {"url": URL, "expected_status": "101"},
     {"url": "http://a/" + "x" * 4087},
     {"url": URL, "method": "PROPFIND"},
     {"url": URL, "method": "x-odd!"},
@@ -63,6 +77,20 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("url", {"url": "http://a\\b/"}, False),
     ("url", {"url": "http://@/"}, False),
     ("url", {"url": "http://-a/"}, False),
+    ("url", {"url": "http://a..b/"}, False),
+    ("url", {"url": "http://.a/"}, False),
+    ("url", {"url": "http://a../"}, False),
+    ("url", {"url": "http://./"}, False),
+    ("url", {"url": "http://a-/"}, False),
+    ("url", {"url": "http://" + "a" * 64 + ".example/"}, False),
+    ("url", {"url": "http://" + "a." * 127 + "b/"}, False),
+    ("url", {"url": "http://256.1.1.1/"}, False),
+    ("url", {"url": "http://1.2.3.4.5/"}, False),
+    ("url", {"url": "http://1.2.3.4./"}, False),
+    ("url", {"url": "http://1.2.70000/"}, False),
+    ("url", {"url": "http://[::::]/"}, False),
+    ("url", {"url": "http://[1:2]/"}, False),
+    ("url", {"url": "http://bücher..example/"}, False),
     ("url", {"url": "http://a/\x01"}, False),
     ("url", {"url": "http://a/" + "ü" * 1000}, False),
     ("url", {"url": "http://a/\ud800"}, False),
@@ -70,6 +98,15 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("method", {"url": URL, "method": "GET IT"}, True),
     ("method", {"url": URL, "method": "GET\r\n"}, True),
     ("method", {"url": URL, "method": "G" * 33}, True),
+    ("method", {"url": URL, "method": "CONNECT"}, False),
+    ("method", {"url": URL, "method": "connect"}, False),
+    ("headers", {"url": URL, "headers": {"Transfer-Encoding": "chunked"}, "body": "x"}, False),
+    ("headers", {"url": URL, "headers": {"transfer-encoding": "identity"}}, False),
+    ("headers", {"url": URL, "headers": {"Content-Length": "5"}}, False),
+    ("headers", {"url": URL, "headers": {"Content-Length": "1"}, "body": "ü"}, False),
+    ("headers", {"url": URL, "headers": {"Content-Length": "2, 2"}, "body": "ü"}, False),
+    ("headers", {"url": URL, "headers": {"Connection": "Content-Length"}}, False),
+    ("headers", {"url": URL, "headers": {"Connection": "close, host"}}, False),
     ("headers", {"url": URL, "headers": {"a b": "c"}}, False),
     ("headers", {"url": URL, "headers": {"": "c"}}, False),
     ("headers", {"url": URL, "headers": {"a": "b\r\nc: d"}}, False),
@@ -87,6 +124,9 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("expected_status", {"url": URL, "expected_status": "200,"}, True),
     ("expected_status", {"url": URL, "expected_status": "2xx-3xx"}, True),
     ("expected_status", {"url": URL, "expected_status": "ok"}, True),
+    ("expected_status", {"url": URL, "expected_status": "1xx"}, False),
+    ("expected_status", {"url": URL, "expected_status": "200,100"}, False),
+    ("expected_status", {"url": URL, "expected_status": "100-299"}, False),
     ("expected_status", {"url": URL, "expected_status": "299-200"}, False),
     ("expected_status", {"url": URL, "expected_status": 200}, False),
     ("interval", {"url": URL, "interval": 0}, True),
@@ -164,6 +204,22 @@ def test_whatever_is_written_is_accepted_or_refused(written):
     except InvalidInputError:
         return
     assert validate(fields) == fields
+
+
+_HEXTET = st.sampled_from(["", "0", "1", "ffff", "FfF", "12345", "g", "1.2.3.4", "1.2.3.256", "1.2.3", "01.2.3.4"])
+
+
+@given(st.lists(_HEXTET, min_size=1, max_size=10))
+def test_addresses_in_brackets_are_those_of_the_standard_library(groups):
+    address = ":".join(groups)
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        with pytest.raises(InvalidInputError, match=r"^url: "):
+            project_from_map({"url": f"http://[{address}]/"})
+        assert not _is_ipv6(address) or "01." in address
+    else:
+        assert project_from_map({"url": f"http://[{address}]/"}).url == f"http://[{address}]/"
 
 
 def test_interval_and_header_as_written_on_a_command_line():

@@ -4,6 +4,8 @@ Messages are encoded and decoded as on the wire.  A ``PlayedWorker`` keeps the p
 nothing; what it is told waits in its ``inbox`` until it ``obey``s.
 """
 
+import msgspec
+
 from cluster.messages import control
 from cluster.messages.control import (
     Ack,
@@ -70,6 +72,7 @@ class PlayedWorker:
         self.held = dict(held)  # partition -> epoch
         self.projects = {}  # partition -> ids
         self.resume = {}  # partition -> (after_ms, reason) of its last grant
+        self.cuts = {}  # partition -> the last cut, when it was given up
         self.unconfirmed = set()
         self.limits = None
         self.retired = False
@@ -81,9 +84,10 @@ class PlayedWorker:
         return self.stage.say(self.peer, message)
 
     def hello(self, *, draining=False):
-        held = [HeldPartition(index, epoch) for index, epoch in self.held.items()]
+        held = [HeldPartition(index, epoch, self.resume.get(index, (None,))[0]) for index, epoch in self.held.items()]
+        slice_ = max(self.slice, self.in_flight)
         return self.say(
-            Hello(self.name, self.incarnation, 1, "s", max(self.slice, self.in_flight), held, draining=draining)
+            Hello(self.name, self.incarnation, 1, "s", slice_, held, list(self.cuts.values()), draining=draining)
         )
 
     def reconnect(self):
@@ -123,6 +127,7 @@ class PlayedWorker:
                         ids.clear()
                         self.resume[grant.partition] = (grant.resume_after_ms, grant.reason)
                     self.held[grant.partition] = epoch
+                    self.cuts.pop(grant.partition, None)
                     self.unconfirmed.discard(grant.partition)
                     ids |= {spec.id for spec in grant.projects}
             case Revoke(partitions=indices):
@@ -147,6 +152,7 @@ class PlayedWorker:
             else Cut(index, 0, None)
             for index in indices
         ]
+        self.cuts |= {cut.partition: msgspec.structs.replace(cut, fresh=False) for cut in cuts}
         if cuts:
             self.say(Released(self.session, cuts))
 
@@ -155,10 +161,17 @@ class PlayedWorker:
             limits, self.limits = self.limits, None
             self.say(SliceReached(limits.session, limits.seq, limits.slice))
 
-    def beat(self, **stats):
+    def mark(self):
+        """How far it has come; true of the database when a later ``beat`` says so."""
+        return (self.session, self.seq, self.stage.now)
+
+    def beat(self, mark=None, *, lagging=None, **stats):
+        """Everything is in the database up to a mark (now), but for what lags."""
         stats.setdefault("executed", self.executed)
-        now = self.stage.now
-        return self.say(Heartbeat(self.incarnation, self.session, self.seq, WorkerStats(**stats), now, now + 1))
+        session, seq, at_ms = mark or self.mark()
+        lagging = lagging or {}
+        oldest_ms = min([at_ms + 1, *lagging.values()])
+        return self.say(Heartbeat(self.incarnation, session, seq, WorkerStats(**stats), at_ms, oldest_ms, lagging))
 
     def told(self, kind):
         """What waits in its inbox, of a kind."""

@@ -14,7 +14,7 @@ from cluster.channel import Channel
 from cluster.config import OPTIONS
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.messages.admin import REQUEST_TYPES, SLOTS_MAX, WORKERS_MAX, ScaleCluster, decode_request, is_json
-from cluster.sockets import ADMIN_MESSAGE_BYTES_MAX, bind_router
+from cluster.sockets import ADMIN_MESSAGE_BYTES_MAX, ADMIN_REQUEST_BYTES_MAX, bind_router
 from coordinator import admin as admin_module
 from coordinator.admin import AdminDesk, purge_results
 from coordinator.events import DrainRequested, ScaleRequested
@@ -68,7 +68,9 @@ class Desk:
             lambda: self.view,
             lambda: {"epoch": 5},
             "postgresql://nobody@127.0.0.1:1/x",
+            supervised=True,
         )
+        self.desk.open()
         self.projects.desk = self.desk
         self.context = zmq.Context()
         self.channel = Channel(bind_router(self.context, endpoint, admin=True), self.desk.on_frames)
@@ -208,6 +210,32 @@ async def test_the_last_worker_is_not_drained(desk):
     assert desk.events == []
 
 
+async def test_without_a_supervisor_nobody_can_scale_workers(desk):
+    desk.desk._supervised = False
+    for workers in ({"workers": 4}, {"workers": 4, "max_concurrent_http": 5}):
+        reply = await desk.ask({"type": "scale", **workers})
+        assert reply["code"] == "no_supervisor"
+        assert "cluster worker" in reply["message"]
+    assert desk.events == []
+    assert (await desk.ask({"type": "scale", "max_concurrent_http": 5}))["type"] == "ok"
+    assert desk.events == [ScaleRequested(None, 5)]
+
+
+async def test_before_there_is_a_core_requests_wait_for_a_while(desk, monkeypatch):
+    desk.desk._opened.clear()
+    early = asyncio.create_task(desk.ask({"type": "add", "id": 3}))
+    await until(lambda: desk.desk._tasks)
+    desk.desk.open()
+    assert await early == {"type": "ok", "id": 3}
+    desk.desk._opened.clear()
+    monkeypatch.setattr(admin_module, "STARTING_S", 0.05)
+    for request in ({"type": "status"}, {"type": "add", "id": 4}, {"type": "scale", "workers": 3}):
+        reply = await desk.ask(request)
+        assert (reply["type"], reply["code"]) == ("error", "starting")
+    assert desk.projects.calls == [("enable", 3)]
+    assert desk.events == []
+
+
 async def test_failures_keep_their_code(desk):
     desk.projects.failure = ClusterError("no such thing", code="unknown_project")
     reply = await desk.ask({"type": "add", "id": 3})
@@ -290,7 +318,7 @@ async def test_a_client_that_left_costs_nothing(desk):
         b"\x81" * 5_000,
         b"\xde\xad\xbe\xef",
         bytes(range(256)),
-        b"x" * (ADMIN_MESSAGE_BYTES_MAX - 1),
+        b"x" * (ADMIN_REQUEST_BYTES_MAX - 1),
     ],
 )
 async def test_malformed_bodies_are_answered(desk, body):
@@ -308,6 +336,22 @@ async def test_malformed_envelopes_are_answered(desk):
         assert msgspec.json.decode(reply)["code"] == "malformed"
     socket.close()
     assert (await desk.ask({"type": "status"}))["type"] == "ok"
+
+
+@pytest.mark.parametrize("size", [ADMIN_REQUEST_BYTES_MAX + 1, ADMIN_MESSAGE_BYTES_MAX])
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_a_request_that_is_too_large_is_refused_in_words(desk, size, as_json):
+    body = b'{"type":"status"}' if as_json else msgspec.msgpack.encode({"type": "status"})
+    socket = desk.client(zmq.DEALER)
+    await socket.send_multipart([b"hop", b"", body.ljust(size, b" ")])
+    hop, empty, reply = await asyncio.wait_for(socket.recv_multipart(), 10)
+    decoded = msgspec.json.decode(reply) if as_json else msgspec.msgpack.decode(reply)
+    assert (hop, empty, decoded["code"]) == (b"hop", b"", "invalid_request")
+    assert decoded["message"] == f"the request is larger than {ADMIN_REQUEST_BYTES_MAX} bytes"
+    await socket.send(body)  # on the same connection
+    assert await asyncio.wait_for(socket.recv(), 10)
+    assert (desk.desk.requests_refused, desk.desk.requests_ok) == (1, 1)
+    socket.close()
 
 
 async def test_an_oversized_message_only_costs_its_sender_the_connection(desk):

@@ -16,6 +16,7 @@ from cluster.messages import control
 from cluster.runtime import RoleContext
 from cluster.settings import Settings
 from cluster.sockets import MESSAGE_BYTES_MAX, connect_dealer
+from coordinator import admin as admin_module
 from coordinator import service as service_module
 from coordinator.core import CoordinatorCore
 from coordinator.events import DurableState
@@ -305,7 +306,22 @@ async def test_a_restart_goes_on_where_it_was(served, sql, tmp_path):
     await until(lambda: it.service.view().totals.executed == 42)
     epoch = it.service.view().epoch
     await it.stop()
-    again = await served().start().loaded()
+    again = served().start()
+    seen = []
+
+    async def shown():
+        async with aiohttp.ClientSession() as http, http.get(f"http://{again.settings.http}/status") as answer:
+            seen.append((await answer.json())["total_requests"] if answer.status == 200 else answer.status)
+
+    async def loaded():
+        with contextlib.suppress(aiohttp.ClientConnectorError):
+            await shown()
+        return again.service._source.loaded
+
+    await until(loaded)
+    await shown()
+    assert set(seen) <= {503, 42}
+    assert seen[-1] == 42
     assert again.service.view().totals.executed == 42
     await again.running_with_worker()
     assert again.service.view().epoch > epoch
@@ -319,7 +335,7 @@ async def test_a_lost_state_file_is_made_up_for_by_the_database(served, sql):
     assert set(state.marks) == {999}
 
 
-async def test_without_state_file_and_database_nothing_is_assigned(served, tmp_path, caplog):
+async def test_without_state_file_and_database_nothing_is_assigned(served, tmp_path, monkeypatch):
     it = served(AWAY).start()
     supervisor = it.peer(SupervisorDouble)
 
@@ -330,8 +346,14 @@ async def test_without_state_file_and_database_nothing_is_assigned(served, tmp_p
     await until(answered)
     beat = supervisor.heard[0]
     assert (beat.phase, beat.database_up) == ("loading", False)
-    async with aiohttp.ClientSession() as http, http.get(f"http://{it.settings.http}/readyz") as answer:
-        assert answer.status == 503
+    monkeypatch.setattr(admin_module, "STARTING_S", 0.1)
+    async with aiohttp.ClientSession() as http:
+        for path in ("/readyz", "/status", "/metrics"):
+            async with http.get(f"http://{it.settings.http}{path}") as answer:
+                assert answer.status == 503, path
+        async with http.get(f"http://{it.settings.http}/healthz") as answer:
+            assert answer.status == 200
+    assert (await it.ask(type="status"))["code"] == "starting"
     assert await it.stop() == 0
     assert StateFile(tmp_path / "coordinator").load() is None
 

@@ -24,7 +24,10 @@ def free_port(family=socket.AF_INET, host="127.0.0.1"):
 class Served:
     def __init__(self, address):
         self.view = view()
-        self.server = StatusServer(address, lambda: self.view, lambda: ShellCounts(uptime_s=3.0))
+        self.started = True
+        self.server = StatusServer(
+            address, lambda: self.view, lambda: ShellCounts(uptime_s=3.0), started=lambda: self.started
+        )
         self.url = f"http://{address}"
 
 
@@ -59,6 +62,22 @@ async def test_health_and_readiness(served, http):
         assert answer.status == 503
         assert (await answer.json())["reasons"] == ["the database does not answer", "0 of 2 workers run"]
     async with http.get(served.url + "/healthz") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics"])
+async def test_before_there_is_anything_to_show_it_is_unavailable(served, http, path):
+    """Totals of 0 would be totals that went back."""
+    served.started = False
+    async with http.get(served.url + path) as answer:
+        assert (answer.status, answer.content_type) == (503, "application/json")
+        assert answer.headers["Retry-After"] == "1"
+        assert (await answer.json())["code"] == "starting"
+    for other, status in (("/healthz", 200), ("/", 200)):
+        async with http.get(served.url + other) as answer:
+            assert answer.status == status
+    served.started = True
+    async with http.get(served.url + path) as answer:
         assert answer.status == 200
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import os
 import select
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster import runtime
+from cluster.embedded import cluster_database
 from cluster.errors import ClusterError
 from cluster.runtime import EXIT_BUG, role_lock
 
@@ -47,7 +49,12 @@ async def main(context):
             raise ClusterError("the port is taken; choose another", code="port")
     raise AssertionError
 
-settings = Settings(data_dir=Path(sys.argv[1]), name="worker-1", supervised=sys.argv[3:] == ["supervised"])
+settings = Settings(
+    data_dir=Path(sys.argv[1]),
+    name="worker-1",
+    supervised=sys.argv[3:] == ["supervised"],
+    database_url=os.environ.get("ROLE_URL"),
+)
 sys.exit(runtime.run_role(settings, main))
 """
 
@@ -63,13 +70,14 @@ def directory():
 def start(directory):
     started = []
 
-    def start(case, *more):
+    def start(case, *more, url=""):
         process = subprocess.Popen(
             [sys.executable, "-c", ROLE, str(directory), case, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | {"ROLE_URL": url},
         )
         started.append(process)
         return process
@@ -152,13 +160,12 @@ def test_a_bug_in_main_is_a_traceback_and_a_failure(start):
 # ---- one process per name -------------------------------------------------------------------------------------------
 
 
-def test_two_of_one_name_never_act_at_once(start, directory, monkeypatch):
+def test_two_of_one_name_never_act_at_once(start, directory):
     process = start("wait")
     wait_ready(process)
-    monkeypatch.setattr(runtime, "LOCK_WAIT_S", 0.1)
     with (
         pytest.raises(ClusterError, match="another worker-1 is still running") as caught,
-        role_lock(directory / "run", "worker-1"),
+        role_lock(directory / "run", "worker-1", wait_s=0.1),
     ):
         raise AssertionError("both hold it")
     assert caught.value.code == "already_running"
@@ -203,6 +210,35 @@ def test_the_lock_is_free_afterwards(directory):
     with (directory / "run" / "writer.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert not lock.closed
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_role_counts_as_a_user_of_the_embedded_server_of_its_data_directory_only(start, directory, own):
+    server = cluster_database(directory)
+    server.base.mkdir()
+    process = start("wait", url=server.dsn() if own else "postgresql://postgres@db.example/postgres")
+    wait_ready(process)
+
+    def is_unused():
+        with (server.base / "users.lock").open("a") as users:
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    assert is_unused() is not own
+    process.kill()
+    process.wait(DEADLINE_S)
+    assert is_unused()
+
+
+def test_a_role_whose_embedded_server_is_not_there_says_so(start, directory):
+    process = start("wait", url=cluster_database(directory).dsn())
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert f"cannot use PostgreSQL in {directory / 'postgres'}" in errors
+    assert "Traceback" not in errors
 
 
 async def test_only_what_a_connection_reports_is_not_fatal():

@@ -1,5 +1,6 @@
 """The audit on hand-made tables: the law as it should be, and every violation it must find."""
 
+import json
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -50,6 +51,16 @@ class Books:
             "INSERT INTO missed_polls VALUES ($1, $2, $3, $4, $5, 'w', 1)",
             project_id, at(first), at(last), count, reason,
         )  # fmt: skip
+
+    async def rejected(self, project_id, instants, *, trigger="tick", **fields):
+        await self.conn.executemany(
+            "INSERT INTO ingest_reject (stream_id, worker, project_id, error, record) "
+            "VALUES (gen_random_uuid(), 'w', $1, 'refused', $2)",
+            [
+                (project_id, json.dumps({"project_id": project_id, "scheduled_at_ms": ms, "trigger": trigger} | fields))
+                for ms in instants
+            ],
+        )
 
     async def accounted_to(self, ms):
         await self.conn.execute("UPDATE cluster_state SET accounted_to = $1", None if ms is None else at(ms))
@@ -208,6 +219,56 @@ async def test_a_range_over_a_pause_and_a_change_of_the_interval(books):
     assert account.due == 50 + account.polled
 
 
+async def test_ticks_whose_result_was_set_aside_are_explained(books):
+    due = ticks(1, START, HORIZON, 1000)
+    await books.span(1, START, None)
+    await books.rows(1, due[:50])
+    await books.missed(1, due[50], due[89])
+    await books.rejected(1, due[85:])  # five of them were counted missed all the same
+    await books.rejected(1, due[:3])  # and three polled again
+    await books.rejected(1, due[95:])  # refused twice
+    account = await books.account()
+    assert (account.due, account.polled, account.missed, account.rejected) == (100, 50, {"overload": 40}, 10)
+    assert (account.unexplained, account.doubled, account.holds) == (0, 0, True)
+    report = await books.audit()
+    assert (report.total.rejected, report.holds) == (10, True)
+    window = await books.account(since=at(due[88]), until=at(due[92]))
+    assert (window.due, window.rejected, window.holds) == (4, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("instants", "fields"),
+    [
+        ([START + 1], {"trigger": "immediate"}),
+        ([HORIZON + 5_000], {}),
+        ([1 << 63], {}),
+        ([None], {}),
+        ([None], {"trigger": None, "first_tick_ms": START, "last_tick_ms": START + 5_000}),
+        (["nonsense"], {}),
+    ],
+)
+async def test_other_records_that_were_set_aside_explain_nothing(books, instants, fields):
+    due = ticks(1, START, HORIZON, 1000)
+    await books.span(1, START, None)
+    await books.rows(1, due[1:])
+    await books.rejected(1, [due[0] + 1])  # off the grid
+    await books.rejected(2, [due[0]])
+    await books.rejected(1, [due[0]], trigger="immediate")
+    await books.rejected(1, instants, **fields)
+    account = await books.account()
+    assert (account.rejected, account.unexplained) == (0, 1)
+
+
+async def test_a_range_off_the_grid_does_not_hide_a_rejected_tick(books):
+    due = ticks(1, START, HORIZON, 1000)
+    await books.span(1, START, None)
+    await books.rows(1, due[10:])
+    await books.missed(1, due[0] + 1, due[9] + 1)
+    await books.rejected(1, due[:10])
+    account = await books.account()
+    assert (account.missed, account.rejected, account.unexplained) == ({}, 10, 0)
+
+
 async def test_empty_spans(books):
     await books.span(1, START + 5, START + 5)
     report = await books.audit()
@@ -220,6 +281,7 @@ async def test_nothing_accounted_yet(books):
     await books.span(1, START, None)
     report = await books.audit()
     assert (report.horizon_ms, report.holds, report.projects_audited, report.lateness) == (None, True, 0, None)
+    assert report.note == "nothing is accounted for yet, so there is nothing to audit"
 
 
 async def test_a_window(books):
@@ -270,6 +332,28 @@ async def test_one_project(books):
         await books.audit(project=3)
 
 
+async def test_a_window_of_which_nothing_can_be_audited_says_so(books):
+    due = ticks(1, START, HORIZON, 1000)
+    await books.span(1, START, None)
+    await books.rows(1, due)
+    assert (await books.audit()).note is None
+    report = await books.audit(since=at(HORIZON), until=at(HORIZON + 60_000))
+    assert (report.holds, report.projects_audited) == (True, 0)
+    assert report.note.startswith("nothing to audit: ticks are accounted for up to 2026-01-0")
+    report = await books.audit(until=at(START))
+    assert (report.holds, report.total.due, report.note) == (True, 0, "no tick was due in this window")
+    await books.conn.execute("UPDATE result_retention SET kept_from = $1", at(due[40]))
+    report = await books.audit(since=at(due[10]), until=at(due[40]))
+    assert (report.holds, report.projects_audited) == (True, 0)
+    assert report.note.startswith("nothing to audit: results are kept from 2026-01-0")
+    assert (await books.audit(until=at(due[41]))).note is None
+
+
+async def test_a_window_that_ends_before_it_begins_is_refused(books):
+    with pytest.raises(InvalidInputError, match=r"the window ends before it begins: from 202.* to 202"):
+        await books.audit(since=at(START), until=at(START - 1))
+
+
 async def test_an_instant_without_a_time_zone(books):
     with pytest.raises(InvalidInputError, match="since needs a time zone"):
         await books.audit(since=datetime(2026, 1, 1))  # noqa: DTZ001
@@ -285,16 +369,35 @@ async def test_many_projects(books, monkeypatch):
             await books.rows(project_id, ticks(project_id, START, START + 10_000, 1000))
     seen = []
     report = await books.audit(progress=lambda done, in_all: seen.append((done, in_all)))
-    assert seen == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
+    assert seen[1::2] == [(7, 30), (14, 30), (21, 30), (28, 30), (30, 30)]
     assert (report.projects_audited, report.projects_violating, report.projects_left_out) == (30, 25, 5)
     assert [p.project_id for p in report.projects] == list(range(1, 21))
     assert (report.total.due, report.total.polled, report.total.unexplained) == (300, 50, 250)
 
 
+async def test_a_long_range_is_counted_in_steps(books, monkeypatch):
+    """Progress within a project; the counts are those of the whole."""
+    due = ticks(1, START, HORIZON, 1000)
+    await books.span(1, START, None)
+    await books.rows(1, [*due[:40], due[5] + 3], late_ms=7)
+    await books.missed(1, due[35], due[70])
+    await books.missed(1, due[60], due[80])
+    await books.rejected(1, due[81:90])
+    whole = await books.audit()
+    monkeypatch.setattr(audit_module, "TICKS_PER_STEP", 17)
+    seen = []
+    report = await books.audit(progress=lambda done, in_all: seen.append((done, in_all)))
+    assert report == whole
+    assert len(seen) == 2 * 6
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (1, 1)
+
+
 @pytest.mark.parametrize("seed", range(12))
-async def test_against_enumeration(books, seed):
-    """Random spans, rows and ranges, overlapping as they like, against sets of ticks."""
+async def test_against_enumeration(books, monkeypatch, seed):
+    """Random spans, rows, ranges and records set aside, overlapping as they like, against sets of ticks."""
     rng = random.Random(seed)
+    monkeypatch.setattr(audit_module, "TICKS_PER_STEP", [3, 50, 1_000_000][seed % 3])
     expected = {}
     for project_id in range(1, 9):
         cuts = sorted(rng.sample(range(START, HORIZON), 4))
@@ -322,13 +425,17 @@ async def test_against_enumeration(books, seed):
             await books.missed(project_id, first, last, grid[first])
             for tick in range(first, last + 1, grid[first]):
                 hits[tick] += 1
+        aside = {tick for tick in due if rng.random() < 0.2}
+        await books.rejected(project_id, aside | set(rng.sample(range(START, HORIZON), 3)) - due)
         known = {t for t in due if t in rows or hits[t]}
+        rejected = len(aside - known)
         doubled = sum(max(0, hits[t] + (t in rows) - 1) for t in due)
-        expected[project_id] = (len(due), len(rows), sum(hits.values()), doubled, len(due) - len(known), len(stray))
+        expected[project_id] = (len(due), len(rows), sum(hits.values()), rejected, doubled,
+                                len(due) - len(known) - rejected, len(stray))  # fmt: skip
     report = await books.audit()
     found = {
-        p.project_id: (p.account.due, p.account.polled, sum(p.account.missed.values()), p.account.doubled,
-                       p.account.unexplained, p.account.stray)
+        p.project_id: (p.account.due, p.account.polled, sum(p.account.missed.values()), p.account.rejected,
+                       p.account.doubled, p.account.unexplained, p.account.stray)
         for p in report.projects
     }  # fmt: skip
     assert found == expected

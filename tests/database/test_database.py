@@ -124,6 +124,31 @@ async def test_migrate_applies_everything_once(empty):
     assert await database.schema_version(empty) == len(names)
 
 
+async def test_a_sequence_of_ids_that_was_exhausted_has_room_again(empty, monkeypatch):
+    every = database.migrations()
+    monkeypatch.setattr(database, "migrations", lambda: every[:1])
+    await database.migrate(empty)
+    last = (1 << 63) - 1
+    await empty.execute("INSERT INTO projects (id, url) VALUES (41, 'http://h/'), ($1, 'http://h/')", last)
+    await empty.execute("SELECT setval(pg_get_serial_sequence('projects', 'id'), $1)", last)
+    with pytest.raises(asyncpg.SequenceGeneratorLimitExceededError):
+        await empty.execute("INSERT INTO projects (url) VALUES ('http://h/')")
+    monkeypatch.setattr(database, "migrations", lambda: every)
+    assert await database.migrate(empty) == [migration.name for migration in every[1:]]
+    assert await empty.fetchval("INSERT INTO projects (url) VALUES ('http://h/') RETURNING id") == 42
+    await empty.execute("DELETE FROM projects WHERE id = $1", last)
+
+
+async def test_a_sequence_of_ids_that_is_well_stays_where_it_is(empty, monkeypatch):
+    every = database.migrations()
+    monkeypatch.setattr(database, "migrations", lambda: every[:1])
+    await database.migrate(empty)
+    await empty.execute("SELECT setval(pg_get_serial_sequence('projects', 'id'), 99)")
+    monkeypatch.setattr(database, "migrations", lambda: every)
+    await database.migrate(empty)
+    assert await empty.fetchval("INSERT INTO projects (url) VALUES ('http://h/') RETURNING id") == 100
+
+
 async def test_two_migrate_at_once(empty_database_url):
     async def one():
         conn = await database.connect(empty_database_url)

@@ -8,7 +8,9 @@ import asyncpg
 import pytest
 
 from cluster import database
+from cluster.project import ID_MAX
 
+ID_IN_TABLE_MAX = (1 << 62) + (1 << 61)
 INSERT = "INSERT INTO projects (url) VALUES ('http://h/') RETURNING id"
 
 
@@ -341,6 +343,16 @@ async def test_insert_update_delete_notify(conn, heard):
     await wait_for(lambda: heard == [f"[{project_id}]"])
 
 
+async def test_ids_leave_room_for_those_that_follow(conn):
+    assert ID_IN_TABLE_MAX - ID_MAX > 1 << 60
+    await conn.execute("INSERT INTO projects (id, url) VALUES ($1, 'http://h/')", ID_IN_TABLE_MAX)
+    for beyond in (ID_IN_TABLE_MAX + 1, (1 << 63) - 1):
+        with pytest.raises(asyncpg.CheckViolationError, match="projects_id_max"):
+            await conn.execute("INSERT INTO projects (id, url) VALUES ($1, 'http://h/')", beyond)
+    with pytest.raises(asyncpg.CheckViolationError, match="projects_id_max"):
+        await conn.execute("UPDATE projects SET id = id + 1")
+
+
 async def test_both_ids_of_a_changed_id(conn, heard):
     await conn.execute("INSERT INTO projects (id, url) VALUES (1, 'http://h/')")
     await wait_for(lambda: heard == ["[1]"])
@@ -350,7 +362,7 @@ async def test_both_ids_of_a_changed_id(conn, heard):
 
 
 async def test_many_ids_come_in_chunks_that_fit(conn, heard):
-    last = 9_223_372_036_854_775_807  # the longest ids there are
+    last = ID_IN_TABLE_MAX  # the longest ids there are
     await conn.execute(
         "INSERT INTO projects (id, url) SELECT $1::bigint - n, 'http://h/' FROM generate_series(0, 999) n", last
     )

@@ -45,6 +45,7 @@ NOT_READY = [
     view(writer_state="waiting_for_database"),
     view(workers_wanted=2),
     view(partitions_assigned=7),
+    view(workers=[WorkerView("worker-1", 1, "i", "running", 1, 4096, 1.0, 500, WorkerStats(wal_state="full"))]),
 ]
 
 

@@ -305,9 +305,9 @@ async def test_cancel_all_aborts_in_silence(serve, prober, begun):
 async def test_a_cancelled_poll_stays_silent_when_its_time_is_up_too(serve, prober):
     server = await serve(silent)
     outcomes = []
-    prober.start(spec(server.url(), timeout_ms=50), outcomes.append)
+    prober.start(spec(server.url(), timeout_ms=500), outcomes.append)
     await until(lambda: server.requests)
-    time.sleep(0.06)  # its deadline is due in the loop's next turn
+    time.sleep(0.51)  # its deadline is due in the loop's next turn
     prober.cancel_all()
     await until(lambda: prober.in_flight == 0)
     assert outcomes == []

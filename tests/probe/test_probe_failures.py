@@ -1,16 +1,19 @@
 """Every error code, from what really happens: holds for every engine."""
 
 import asyncio
+import contextlib
 import errno
 import resource
 import socket
 import ssl
 import threading
 import time
+from unittest.mock import AsyncMock
 
+import aiohappyeyeballs
 import pytest
 import trustme
-from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec
+from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
 
 from worker.probe.errors import from_connect, from_handshake, from_lookup, from_lost
 from worker.probe.interface import probe
@@ -368,16 +371,61 @@ async def test_tls_closed_before_the_end(serve, poll, server_tls):
 
 
 async def test_no_descriptors_left_is_our_own_fault(poll):
+    with no_descriptors_left():
+        outcome = await poll("http://127.0.0.1:9/")
+    assert (outcome.status, outcome.error_code) == ("unknown", "local")
+    assert "EMFILE" in outcome.error_message
+
+
+@contextlib.contextmanager
+def no_descriptors_left():
     with socket.socket() as lowest_free:
         number = lowest_free.fileno()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
     try:
-        outcome = await poll("http://127.0.0.1:9/")
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_idle_connections_make_room_when_descriptors_run_out(serve, prober):
+    go_on = asyncio.Event()
+
+    async def together(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        peer.send(answer())
+        await peer.gone()
+
+    idle, server = await serve(together), await serve(answer())
+    polls = [asyncio.ensure_future(probe(prober, spec(idle.url(), number=number))) for number in range(8)]
+    await until(lambda: len(idle.requests) == len(polls))
+    go_on.set()
+    assert {(await each).status for each in polls} == {"success"}
+    with no_descriptors_left():
+        outcomes = await asyncio.gather(*(probe(prober, spec(server.url(), number=number)) for number in range(3)))
+        for outcome in outcomes:
+            check(outcome)
+            assert outcome.status == "success", outcome
+        assert idle.open == 0
+        assert server.connections == len(outcomes)
+
+
+async def test_room_is_made_once(make_prober, monkeypatch):
+    tried = []
+
+    async def none_left(*_args, **_options):
+        tried.append(1)
+        raise OSError(errno.ENFILE, "x")
+
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", none_left)
+    prober = make_prober()
+    monkeypatch.setattr(prober, "_close_pooled", made_room := AsyncMock(return_value=True))
+    outcome = await probe(prober, spec("http://127.0.0.1:9/"))
     assert (outcome.status, outcome.error_code) == ("unknown", "local")
-    assert "EMFILE" in outcome.error_message
+    assert "ENFILE" in outcome.error_message
+    assert (len(tried), made_room.await_count) == (2, 1)
 
 
 async def test_a_time_out_noticed_late_is_our_own_fault(serve, poll):

@@ -1,7 +1,13 @@
 """Redirects: holds for every engine."""
 
+import asyncio
+import socket
+import threading
+
 import pytest
-from probe_scripts import Peer, answer, redirect
+from probe_scripts import Peer, answer, check, redirect, spec, until
+
+from worker.probe.interface import probe
 
 
 def routed(routes):
@@ -117,3 +123,74 @@ async def test_phases_add_up_over_hops(serve, poll, server_tls):
     assert outcome.connect_ms > 0
     assert outcome.tls_ms > 0
     assert outcome.size_bytes == 5
+
+
+# ---- a project that is removed meanwhile ----------------------------------------------------------------------------
+
+
+async def held(serve):
+    """A server that waits before it redirects to /b, and how to let it go on."""
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while request := await peer.request():
+            if request.target == "/a":
+                await go_on.wait()
+                peer.send(redirect(302, "/b"))
+            else:
+                peer.send(answer())
+
+    return await serve(script), go_on
+
+
+async def test_after_cancel_redirects_none_is_followed(serve, prober):
+    server, go_on = await held(serve)
+    polls = {number: asyncio.ensure_future(probe(prober, spec(server.url("/a"), number=number))) for number in (1, 2)}
+    await until(lambda: len(server.requests) == 2)
+    prober.cancel_redirects({1, 99})
+    go_on.set()
+    stayed = await polls[1]
+    check(stayed)
+    assert (stayed.status, stayed.error_code, stayed.status_code) == ("unknown", "local", None)
+    assert stayed.error_message.startswith("the project was removed before its redirect to 127.0.0.1:")
+    assert (await polls[2]).status == "success"
+    assert [request.target for request in server.requests] == ["/a", "/a", "/b"]
+    after = await probe(prober, spec(server.url("/a"), number=1))  # it is back
+    assert after.status == "success"
+
+
+async def test_cancel_redirects_leaves_the_answer_of_the_first_request_alone(serve, prober):
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        peer.send(answer())
+
+    server = await serve(script)
+    polled = asyncio.ensure_future(probe(prober, spec(server.url("/a"))))
+    prober.cancel_redirects([1])
+    await until(lambda: server.requests)
+    go_on.set()
+    assert (await polled).status == "success"
+
+
+async def test_cancel_redirects_while_the_next_hop_is_looked_up(serve, make_prober):
+    release, asked = threading.Event(), threading.Event()
+
+    def slow(host, port):
+        asked.set()
+        release.wait(10)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+
+    prober = make_prober(lookup=slow)
+    target = await serve(answer())
+    server = await serve(redirect(302, target.url("/b", "other.test")))
+    polled = asyncio.ensure_future(probe(prober, spec(server.url("/a"))))
+    await until(asked.is_set)
+    prober.cancel_redirects([1])
+    release.set()
+    outcome = await polled
+    check(outcome)
+    assert outcome.error_code == "local"
+    assert target.requests == []

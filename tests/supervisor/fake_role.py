@@ -16,7 +16,7 @@ import zmq
 
 from cluster import config, sockets
 from cluster.messages import control
-from cluster.runtime import role_lock
+from cluster.runtime import role_locks
 
 role, name = sys.argv[1:]
 settings = config.from_environ(role=role)
@@ -79,7 +79,7 @@ if name == os.environ.get("FAKE_BAD_CONFIGURATION"):
     sys.exit(2)
 if name == os.environ.get("FAKE_CRASH"):
     raise RuntimeError("broken on purpose")
-with role_lock(settings.run_dir, settings.name):
+with role_locks(settings):
     write(Path(os.environ["FAKE_BOOK"]), f"start {name} {os.getpid()} {settings.incarnation}")
     say("info", f"hello from {name}", answer=42)
     if role == "coordinator":

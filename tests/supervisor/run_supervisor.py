@@ -4,11 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-from cluster import config
+from cluster import config, runtime
 from cluster.errors import ClusterError
 from cluster.supervisor.service import supervise
 
 FAKE_ROLE = Path(__file__).with_name("fake_role.py")
+
+
+runtime.ORPHAN_EXTRA_S = float(os.environ.get("FAKE_ORPHAN_EXTRA_S", runtime.ORPHAN_EXTRA_S))
 
 
 def fake(role, name):

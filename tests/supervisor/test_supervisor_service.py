@@ -4,10 +4,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
 
+from cluster.embedded import _is_server, cluster_database
+from cluster.runtime import ORPHAN_EXTRA_S, orphans_end_within_s, role_lock
 from cluster.supervisor.lock import find_holder
 
 
@@ -178,6 +182,40 @@ def test_orphans_of_a_killed_supervisor_end_and_the_next_one_waits_for_them(make
     assert not (cluster.data_dir / "run" / "results.sock").exists()
     assert cluster.end() == 0
     cluster.assert_nothing_left()
+
+
+def test_an_embedded_database_outlives_a_killed_supervisor_as_long_as_a_role_uses_it(make_cluster):
+    """A command meanwhile comes and goes as a user of the server; the next supervisor attaches before it waits."""
+    cluster = make_cluster(FAKE_SLOW="writer", FAKE_SLOW_S="8")
+    del cluster.environ["DATABASE_URL"]
+    cluster.up().wait_until_up()
+    server = cluster_database(cluster.data_dir)
+    pid = (server.data / "postmaster.pid").read_text().splitlines()[0]
+    cluster.process.kill()
+    cluster.process.wait()
+    audit = [sys.executable, "-m", "cluster", "audit"]
+    ran = subprocess.run(audit, env=cluster.environ, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "writer" in cluster.running(), "the command was too late to show anything"
+    assert _is_server(int(pid), server.data), "it stopped the server under the writer"
+    cluster.environ["FAKE_SLOW"] = ""
+    cluster.up()
+    cluster.wait(lambda: cluster.messages("waiting for processes of an earlier run to end"), "the wait")
+    cluster.wait(lambda: len(cluster.started("writer")) == 2, "the next writer")
+    assert (server.data / "postmaster.pid").read_text().splitlines()[0] == pid
+    assert cluster.end() == 0
+    assert not (server.data / "postmaster.pid").exists()
+    cluster.assert_nothing_left()
+
+
+def test_how_long_orphans_are_waited_for_follows_from_the_grace_period(make_cluster):
+    cluster = make_cluster(CLUSTER_GRACE="0s", FAKE_ORPHAN_EXTRA_S="0.5")
+    with role_lock(cluster.data_dir / "run", "writer"):
+        cluster.up()
+        assert cluster.process.wait(30) == 1
+    line = cluster.log_file.read_text().splitlines()[-1]
+    assert line == f"Error: processes of an earlier run still use {cluster.data_dir}: writer; end them first"
+    assert orphans_end_within_s(30) == 2 * 30 + ORPHAN_EXTRA_S
 
 
 def test_systemd_is_told(make_cluster, data_dir):

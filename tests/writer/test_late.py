@@ -6,6 +6,7 @@ polled, each in one range, with the reason of who said so first.
 
 import asyncio
 import itertools
+import re
 import uuid
 from collections import Counter
 
@@ -19,7 +20,7 @@ from tests.writer.conftest import DAY_MS, NOW_MS, S2, flush, missed, part, resul
 from writer import store as store_module
 from writer import taken
 from writer.records import RESULT_COLUMNS
-from writer.store import Store
+from writer.store import Store, open_connection
 
 STEP_MS = 1_000
 TICKS = 10
@@ -243,6 +244,24 @@ class Statements:
 
     def look_ups(self):
         return [text for text in self.texts if "missed_polls" in text and "LATERAL" in text]
+
+
+@pytest.mark.parametrize("query", ["_STREAMS_CONCERNED", "_RANGES_OVERLAPPING", "_DELETE_RANGES", "_CLAIMS_CONCERNED",
+                                   "_CLAIMS_TAKEN", "_PRESENT"])  # fmt: skip
+async def test_rows_are_looked_up_however_small_the_tables_are(store, tables, database_url, query):
+    """A plan is kept while the tables grow."""
+    await store.commit(flush(part(1, [result(1), missed(ms(5), ms(9))])))
+    await tables.conn.execute("ANALYZE poll_results, missed_polls")
+    [partition] = await tables.conn.fetch("SELECT tableoid::regclass::text FROM poll_results")
+    text = getattr(taken, query).format(partition[0])
+    conn = await open_connection(database_url)
+    await conn.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE look_up AS {text}")
+    nulls = ", ".join(["NULL"] * len(set(re.findall(r"\$\d", text))))
+    plan = "\n".join(row[0] for row in await conn.fetch(f"EXPLAIN EXECUTE look_up({nulls})"))
+    await conn.close()
+    assert "Index" in plan
+    assert "Seq Scan" not in plan
+    assert not re.search(r"(Hash|Merge) (Semi |Anti |Left )?Join", plan)
 
 
 async def test_late_results_without_a_missed_range_cost_one_question(store, tables, monkeypatch):

@@ -1,0 +1,65 @@
+"""Resident memory of every role of a cluster over time, by its process."""
+
+import contextlib
+import statistics
+import threading
+import time
+from typing import NamedTuple
+
+import psutil
+
+SAMPLE_S = 1.0
+COURSE_STEPS = 8
+
+
+class Growth(NamedTuple):
+    name: str
+    before_mib: float  # the median before
+    least: float  # in proportion to it
+    most: float
+    course_mib: str  # in equal steps over the window, for people
+
+
+def mib(size_bytes):
+    return round(size_bytes / (1 << 20), 1)
+
+
+class MemoryWatch:
+    """A context manager: a thread samples inside it."""
+
+    def __init__(self, cluster):
+        self._cluster = cluster
+        self._samples = []  # (instant, name, pid, bytes)
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc):
+        self._enough.set()
+        self._thread.join()
+
+    def _watch(self):
+        supervisor = psutil.Process(self._cluster.process.pid)
+        while not self._enough.wait(SAMPLE_S):
+            now = time.time()
+            for name, process in {"supervisor": supervisor, **self._cluster.role_processes()}.items():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self._samples.append((now, name, process.pid, process.memory_info().rss))
+
+    def growth(self, began, since, until):
+        """Of each role: what it had in [began, since], and the extremes of [since, until] in proportion to that."""
+        found = []
+        for name, pid in sorted({(name, pid) for _, name, pid, _ in list(self._samples)}):
+            mine = [(at, size) for at, some, number, size in list(self._samples) if (some, number) == (name, pid)]
+            before = [size for at, size in mine if began <= at < since]
+            during = [size for at, size in mine if since <= at <= until]
+            assert before, f"{name} was not there before"
+            assert during, f"{name} was not there all the time"
+            base = statistics.median(before)
+            steps = during[:: max(1, len(during) // COURSE_STEPS)]
+            course = " ".join(str(round(mib(size))) for size in steps)
+            found.append(Growth(name, mib(base), round(min(during) / base, 3), round(max(during) / base, 3), course))
+        return found
