@@ -89,11 +89,7 @@ class CoordinatorCore:
         total = restored.max_concurrent_http if same_run and restored.max_concurrent_http else max_concurrent_http
         names = [f"worker-{number}" for number in range(1, workers_wanted + 1)]
         self._restored_marks = list(restored.marks)
-        self.ownership = Ownership(
-            restored.marks,
-            cold_reason="handover" if same_run else "down",
-            doubt_until_ms=restored.saved_at_ms + 2 * HEARTBEAT_MS,  # the last state that was saved is that old
-        )
+        self.ownership = Ownership(restored.marks, cold_reason="handover" if same_run else "down")
         self.slices = SliceBook(total)
         self.state = ClusterState(
             epoch=restored.epoch,
@@ -227,9 +223,8 @@ class CoordinatorCore:
             horizon_ms=self.horizon_ms(),
         )
 
-    def durable(self, now_ms: int) -> DurableState:
+    def durable(self, now_ms: int) -> DurableState:  # noqa: ARG002 - one signature for all that look
         state = self.census.durable()
-        state.saved_at_ms = now_ms
         state.run_id = self._run_id
         state.epoch = self.state.epoch
         state.marks = self._durable_marks()
@@ -250,7 +245,8 @@ class CoordinatorCore:
                 owed[index] = min(owed.get(index, begun_ms), begun_ms)
         for index, begun_ms in owed.items():
             mark_ms = marks[index]
-            marks[index] = begun_ms - 1 if mark_ms is None else min(mark_ms, begun_ms - 1)
+            if mark_ms is not None:
+                marks[index] = min(mark_ms, begun_ms - 1)
         return marks
 
     def project_ids(self) -> set[int]:
@@ -345,8 +341,9 @@ class CoordinatorCore:
                 member.oldest_ms = None
                 member.debts.clear()
                 if member.link is not None:
-                    self.ownership.committed(member.name, member.link.acked_seq, committed_at_ms, {})
-                    self._teller.uncovered.covered(member.incarnation, member.link.session, member.link.acked_seq)
+                    session, seq = member.link.session, member.link.acked_seq
+                    spoken_for = self.ownership.committed(member.name, seq, committed_at_ms, {})
+                    self._teller.uncovered.covered(member.incarnation, session, seq, spoken_for)
                 if member.supervised:
                     return []  # its exit is reported
                 del self.members[member.name]
@@ -361,8 +358,8 @@ class CoordinatorCore:
         if member.state == "hung" and member.kill_sent_ms is None:
             member.state = "running"
         if member.link is not None and beat.session == member.link.session:
-            self.ownership.committed(member.name, beat.seq, beat.committed_at_ms, beat.lagging)
-            self._teller.uncovered.covered(member.incarnation, beat.session, beat.seq)
+            spoken_for = self.ownership.committed(member.name, beat.seq, beat.committed_at_ms, beat.lagging)
+            self._teller.uncovered.covered(member.incarnation, beat.session, beat.seq, spoken_for)
         return self._placement.retire_if_empty(member)
 
     def _on_ack(self, member: Member, session: int, seq: int, now_ms: int) -> list[Effect]:
@@ -486,7 +483,7 @@ class CoordinatorCore:
         self.census.gone(member.incarnation)
         self.slices.gone(member.name)
         member.oldest_ms = None
-        lost = [] if self.state.phase == "stopping" else self.ownership.lost(member.name, now_ms)
+        lost = [] if self.state.phase == "stopping" else self.ownership.lost(member.name)
         self._teller.revoking.difference_update(lost)
         self._teller.lost(lost, member.incarnation)
         self._placement.dirty = True

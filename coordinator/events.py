@@ -139,7 +139,6 @@ class DurableState(msgspec.Struct, kw_only=True):
 
     run_id: str = ""
     epoch: int = 0
-    saved_at_ms: int = 0
     marks: list[int | None] = []  # per partition: every tick <= it is in the database; None: never polled
     totals: Totals = msgspec.field(default_factory=Totals)  # of incarnations that are gone
     counted: dict[str, WorkerStats] = {}  # incarnation -> its last totals

@@ -33,7 +33,6 @@ class Partition(msgspec.Struct, gc=False):
     mark_ms: int | None = None
     resume: Resume | None = None  # set until a grant is acknowledged
     base: Resume | None = None  # where the owner took over from one that lives, until the mark is beyond it
-    doubt_until_ms: int = 0  # an owner that died may have polled until then
     busy: list[BusyProject] = []  # polls in flight at former owners that live, as far as known
     granted_seq: int = 0  # of the owner's session; 0: its grant has not been sent in this session
     revoked_at_ms: int | None = None  # a revoke is under way
@@ -41,10 +40,9 @@ class Partition(msgspec.Struct, gc=False):
 
 
 class Ownership:
-    def __init__(self, marks: list[int | None], *, cold_reason: ResumeReason = "down", doubt_until_ms: int = 0) -> None:
+    def __init__(self, marks: list[int | None], *, cold_reason: ResumeReason = "down") -> None:
         self.partitions = [
-            Partition(mark_ms=mark, resume=Resume(mark, cold_reason), doubt_until_ms=doubt_until_ms)
-            for mark in (marks or [None] * PARTITIONS)
+            Partition(mark_ms=mark, resume=Resume(mark, cold_reason)) for mark in (marks or [None] * PARTITIONS)
         ]
         assert len(self.partitions) == PARTITIONS
         self._owned: defaultdict[str, set[int]] = defaultdict(set)  # by owner
@@ -148,14 +146,14 @@ class Ownership:
         known_ms = max((known.after_ms if known is not None else None) or 0, partition.mark_ms or 0)
         if cut.cut_ms is None or cut.cut_ms <= known_ms:
             return
-        resume = Resume(cut.cut_ms, "handover", _in_doubt(cut.waiting, partition.mark_ms or -1))
+        resume = Resume(cut.cut_ms, "handover", _not_done(cut.waiting, partition.mark_ms or -1))
         if partition.owner is None:
             partition.resume = resume
         else:
             partition.base = resume
         partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
 
-    def lost(self, worker: str, now_ms: int) -> list[int]:
+    def lost(self, worker: str) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""
         indices = self.owned_by(worker)
         for index in indices:
@@ -165,7 +163,6 @@ class Ownership:
             partition.revoked_at_ms = None
             partition.revoke_sent = False
             partition.resume = _after_loss(partition)
-            partition.doubt_until_ms = max(partition.doubt_until_ms, now_ms)
         return indices
 
     def session_opened(self, worker: str) -> None:
@@ -173,8 +170,9 @@ class Ownership:
         for index in self._owned.get(worker, ()):
             self.partitions[index].granted_seq = 0
 
-    def committed(self, worker: str, seq: int, at_ms: int, lagging: dict[int, int]) -> None:
-        """A heartbeat made after the deltas up to ``seq`` were applied."""
+    def committed(self, worker: str, seq: int, at_ms: int, lagging: dict[int, int]) -> set[int]:
+        """A heartbeat made after the deltas up to ``seq`` were applied.  Returns the partitions it speaks for."""
+        spoken_for: set[int] = set()
         for index in self._owned.get(worker, ()):
             partition = self.partitions[index]
             speaks = partition.revoked_at_ms is None  # else it may have given it up, and not speak of it any more
@@ -187,6 +185,8 @@ class Ownership:
                 base = partition.base
                 if base is not None and partition.mark_ms >= (base.after_ms or 0):
                     partition.base = None
+                spoken_for.add(index)
+        return spoken_for
 
     def marks(self) -> list[int | None]:
         return [partition.mark_ms for partition in self.partitions]
@@ -199,10 +199,10 @@ def _after_loss(partition: Partition) -> Resume:
     if start is None:
         return Resume(partition.mark_ms, "handover")
     done_ms = -1 if partition.mark_ms is None else partition.mark_ms
-    waiting = _in_doubt(start.waiting, done_ms)
+    waiting = _not_done(start.waiting, done_ms)
     # Nobody had polled it before that owner (None); the owner may have, so the newest tick is polled now.
     return Resume(max(start.after_ms or 0, done_ms), start.reason, waiting)
 
 
-def _in_doubt(waiting: list[WaitingPoll], done_ms: int) -> list[WaitingPoll]:
-    return [msgspec.structs.replace(poll, doubtful=True) for poll in waiting if poll.scheduled_at_ms > done_ms]
+def _not_done(waiting: list[WaitingPoll], done_ms: int) -> list[WaitingPoll]:
+    return [poll for poll in waiting if poll.scheduled_at_ms > done_ms]

@@ -47,7 +47,6 @@ class WireGrant(msgspec.Struct, frozen=True):
     immediate: list[int] = []
     unseen: list[int] = []
     ended: list[EndedSpan] = []
-    doubt_until_ms: int = 0
     last: bool = True
 
 
@@ -393,7 +392,6 @@ class Teller:
                     [project_id for project_id, wanted in unseen.items() if wanted],
                     [project_id for project_id, wanted in unseen.items() if not wanted],
                     ended,
-                    partition.doubt_until_ms,
                 )
             )
             seen += [(index, project_id) for project_id in unseen]

@@ -7,6 +7,7 @@ project is remembered here: should its owner die meanwhile, the next owner accou
 """
 
 from collections import defaultdict, deque
+from collections.abc import Container
 
 import msgspec
 
@@ -28,13 +29,21 @@ class UncoveredProjects:
         self._by_partition[partition][project_id] = hearing
         self._by_worker[hearing.incarnation].append((hearing, partition, project_id))
 
-    def covered(self, incarnation: str, session: int, seq: int) -> None:
-        """A mark of this worker, made when it had applied this much, is in the database."""
+    def covered(self, incarnation: str, session: int, seq: int, spoken_for: Container[int]) -> None:
+        """A mark of this worker for these partitions, made when it had applied this much, is in the database."""
         line = self._by_worker.get(incarnation)
+        if line is None:
+            return
+        waiting = []
         while line and (line[0][0].session, line[0][0].seq) <= (session, seq):
             hearing, partition, project_id = line.popleft()
-            if self._by_partition[partition].get(project_id) == hearing:
+            if self._by_partition.get(partition, {}).get(project_id) != hearing:
+                continue  # it was heard of again, or is gone
+            if partition in spoken_for:
                 self.drop(partition, project_id)
+            else:
+                waiting.append((hearing, partition, project_id))
+        line.extendleft(reversed(waiting))
         if not line:
             self._by_worker.pop(incarnation, None)
 

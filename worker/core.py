@@ -91,6 +91,7 @@ class WorkerCore:
         self._parts: dict[int, list[ProjectSpec]] = {}  # large partitions, arriving in parts
         self._cuts: dict[int, Cut] = {}  # the last cut of each partition given up, for a coordinator that asks again
         self._limits: Limits | None = None  # the newest, while its slice is not in force
+        self._reached: SliceReached | None = None  # the newest limits in force here
         self._deadline_ms: int | None = None
         self._aborting = False
         self._stopped_at_ms = 0
@@ -165,7 +166,8 @@ class WorkerCore:
         limits = self._limits
         if limits is not None and len(self.ticker.flights) <= limits.slice:
             self._limits = None
-            effects.append(TellCoordinator(SliceReached(limits.session, limits.seq, limits.slice)))
+            self._reached = SliceReached(limits.session, limits.seq, limits.slice)
+            effects.append(TellCoordinator(self._reached))
         if self.phase in ("draining", "flushing"):
             effects += self._continue_stop(now_ms)
         return effects
@@ -181,11 +183,11 @@ class WorkerCore:
         return [TellCoordinator(Settled(moved))] if moved else []
 
     def _on_trimmed(self, event: StreamTrimmed, now_ms: int) -> None:
-        """Results that were given up for room are missed ticks; what the database has after all is left out of them."""
+        """Results that were given up for room are missed ticks, but for those that the database has after all."""
         ranges = given_up(event.results, self.ticker.interval_ms_of)
         self._dropped += len(event.results)
         self.missed.ticks["overload"] += sum(entry.ticks for entry in ranges)
-        ranges += [msgspec.structs.replace(entry, doubtful=True) for entry in event.missed]
+        ranges += event.missed
         if ranges:
             self.outbox.give_up(event.stream_id, event.first_seq, ranges, now_ms)
         else:
@@ -220,6 +222,8 @@ class WorkerCore:
                 lagging=mark.lagging,
             )
             effects.append(TellCoordinator(beat))
+            if self._reached is not None:  # said again: others wait for these slots
+                effects.append(TellCoordinator(self._reached))
         return effects
 
     def stats(self) -> WorkerStats:
@@ -290,7 +294,7 @@ class WorkerCore:
             case Reset():
                 self._unconfirmed = set(self.ticker.partitions)
                 self._parts.clear()
-                self._limits = None
+                self._limits = self._reached = None
             case Grant(partitions=grants):
                 for grant in grants:
                     self._on_grant(grant, message.epoch, now_ms)
@@ -313,7 +317,7 @@ class WorkerCore:
                     return [StopRedirects([entry.project_id for entry in removed])]
             case Limits(slice=slice_, max_per_host=per_host):
                 self.ticker.limit(slice_, per_host, now_ms)
-                self._limits = message
+                self._limits, self._reached = message, None
             case Settle(finished=finished):
                 self.ticker.settle(finished, now_ms)
         return []
@@ -338,7 +342,6 @@ class WorkerCore:
             grant.ended,
             now_ms,
             unseen=grant.unseen,
-            doubt_until_ms=grant.doubt_until_ms,
         )
 
     def _release(self, indices: list[int], now_ms: int) -> list[Effect]:

@@ -131,7 +131,6 @@ class PollStart(msgspec.Struct, frozen=True, gc=False):
     scheduled_at_ms: int
     trigger: TriggerName
     epoch: int
-    doubtful: bool = False  # an owner that died may have polled it already
 
 
 class StartPolls(msgspec.Struct, frozen=True):

@@ -110,8 +110,8 @@ def given_up(results: list[PollResult], interval_ms_of: Callable[[int], int | No
         last_ms = first_ms
         for tick_ms, epoch_of_tick in some[1:]:
             if tick_ms != last_ms + interval_ms:
-                ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch, True))
+                ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch))
                 first_ms, epoch = tick_ms, epoch_of_tick
             last_ms = tick_ms
-        ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch, True))
+        ranges.append(MissedRange(project_id, first_ms, last_ms, interval_ms, "overload", epoch))
     return ranges

@@ -269,7 +269,7 @@ class WalRecorder:
         self._in_thread(partial(self._find_orphans, streams_max), self._take_adopted)
 
     def _find_orphans(self, streams_max: int) -> list[tuple[StreamLog, AdoptedStream]]:
-        return [(log, _describe(log)) for log in self._directory.adopt(streams_max)]
+        return [(log, _describe(log)) for log in self._directory.adopt(streams_max) if not _is_over(log)]
 
     def _take_adopted(self, found: list[tuple[StreamLog, AdoptedStream]]) -> None:
         self._adopting = False
@@ -336,6 +336,19 @@ class WalRecorder:
         """An exception of the work is a bug of ours and ends the process (see cluster.runtime)."""
         future = self._loop.run_in_executor(self._thread, work)
         future.add_done_callback(lambda finished: None if self._closing else done(finished.result()))
+
+
+def _is_over(log: StreamLog) -> bool:
+    """Delivered so long ago that nobody needs it, and the ledger may have forgotten it: it is removed."""
+    if not log.last_seq or log.acked_seq < log.last_seq:
+        return False
+    now_s = time.time()
+    log.acknowledged(log.last_seq, now_s)
+    log.expire(now_s)
+    if log.finished:
+        log.remove()
+        return True
+    return False
 
 
 def _describe(log: StreamLog) -> AdoptedStream:

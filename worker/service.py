@@ -178,7 +178,6 @@ class WorkerService:
                 outcome.connection_reused,
                 outcome.remote_address,
                 poll.epoch,
-                poll.doubtful,
             )
         )
         if logger.isEnabledFor(logging.DEBUG):

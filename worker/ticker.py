@@ -52,7 +52,7 @@ class HostGate:
 class Scheduled:
     """One project's place in the schedule."""
 
-    __slots__ = ("busy", "doubt_ms", "gate", "next_ms", "phase", "slot", "spec", "trigger", "waiting_ms")
+    __slots__ = ("busy", "gate", "next_ms", "phase", "slot", "spec", "taken_over_ms", "trigger", "waiting_ms")
 
     def __init__(self, spec: ProjectSpec, gate: HostGate, slot: int) -> None:
         self.spec = spec
@@ -60,20 +60,19 @@ class Scheduled:
         self.slot = slot
         self.phase = phase_ms(spec.id, spec.interval_ms)
         self.next_ms = 0
-        self.doubt_ms = -1  # a tick that an earlier owner may have polled
+        self.taken_over_ms = -1  # the tick that was due when the project was taken over
         self.waiting_ms = -1  # the instant of the poll that waits in a line; -1: none
         self.trigger: TriggerName = "tick"
         self.busy = False  # a poll is in flight, here or at the former owner
 
 
 class HeldPartition:
-    __slots__ = ("doubt_until_ms", "epoch", "projects", "reason", "resume_after_ms")
+    __slots__ = ("epoch", "projects", "reason", "resume_after_ms")
 
-    def __init__(self, epoch: int, resume_after_ms: int | None, reason: ResumeReason, doubt_until_ms: int) -> None:
+    def __init__(self, epoch: int, resume_after_ms: int | None, reason: ResumeReason) -> None:
         self.epoch = epoch
         self.resume_after_ms = resume_after_ms
-        self.doubt_until_ms = doubt_until_ms  # an earlier owner, whose clock was ahead, may have polled until then
-        self.reason = reason  # what ticks that an earlier owner may have polled are missed for
+        self.reason = reason  # what ticks of before the takeover are missed for
         self.projects: dict[int, Scheduled] = {}
 
 
@@ -273,7 +272,6 @@ class Ticker:
         now_ms: int,
         *,
         unseen: Collection[int] = (),
-        doubt_until_ms: int = 0,
     ) -> None:
         """Take a partition over, or (one that is held already) take from the grant what changed."""
         first_polls = set(immediate)
@@ -289,7 +287,7 @@ class Ticker:
             for span in ended:
                 self.account_ended(span, resume_after_ms, reason, now_ms)
             return
-        held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason, doubt_until_ms)
+        held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason)
         inherited = {entry.project_id: entry for entry in waiting}
         for entry in busy:
             if entry.until_ms > now_ms and not self._is_mine(entry):
@@ -307,8 +305,6 @@ class Ticker:
                     self._miss(scheduled, before.scheduled_at_ms, before.scheduled_at_ms, "handover", now_ms)
             elif before is not None:
                 self._wait(scheduled, before.scheduled_at_ms, before.trigger)
-                if before.doubtful:
-                    scheduled.doubt_ms = before.scheduled_at_ms
             counted = spec.id not in uncounted
             after_ms = resume_after_ms if counted or resume_after_ms is None else spec.since_ms - 1
             self._resume(scheduled, after_ms, reason, spec.id in first_polls, now_ms, granted=True)
@@ -317,8 +313,7 @@ class Ticker:
         for poll in inherited.values():  # it waited when its project ended
             if poll.trigger == "tick":
                 tick = poll.scheduled_at_ms
-                why: MissedReason = "handover" if poll.doubtful else "paused"
-                self.missed.add(poll.project_id, partition, tick, tick, 1_000, why, epoch, now_ms)
+                self.missed.add(poll.project_id, partition, tick, tick, 1_000, "paused", epoch, now_ms)
         if self.stopped:
             self._give_up_waiting(held, now_ms)
         self.start_waiting(now_ms)
@@ -333,8 +328,7 @@ class Ticker:
         busy: list[BusyProject] = []
         for project_id, scheduled in held.projects.items():
             if scheduled.waiting_ms >= 0:
-                doubtful = scheduled.waiting_ms == scheduled.doubt_ms or scheduled.waiting_ms <= held.doubt_until_ms
-                waiting.append(WaitingPoll(project_id, scheduled.waiting_ms, scheduled.trigger, doubtful))
+                waiting.append(WaitingPoll(project_id, scheduled.waiting_ms, scheduled.trigger))
             flight = self.flights.get(project_id)
             if flight is not None:
                 flight.released = True
@@ -421,11 +415,8 @@ class Ticker:
     ) -> None:
         partition = partition_of(scheduled.spec.id)
         held = self.partitions.get(partition)
-        if reason != "down":
-            if held is not None and (first_ms == last_ms == scheduled.doubt_ms or first_ms <= held.doubt_until_ms):
-                reason = held.reason
-            elif held is None and first_ms == last_ms == scheduled.doubt_ms:
-                reason = "handover"
+        if first_ms == last_ms == scheduled.taken_over_ms and reason != "down":
+            reason = held.reason if held is not None else "handover"
         self.missed.add(
             scheduled.spec.id,
             partition,
@@ -463,9 +454,7 @@ class Ticker:
         partition = partition_of(spec.id)
         self.flights[spec.id] = Flight(scheduled, partition, now_ms)
         held = self.partitions[partition]
-        tick_ms = scheduled.waiting_ms
-        doubtful = tick_ms == scheduled.doubt_ms or tick_ms <= held.doubt_until_ms
-        self.starts.append(PollStart(spec, tick_ms, scheduled.trigger, held.epoch, doubtful))
+        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, held.epoch))
         scheduled.gate.active += 1
         scheduled.busy = True
         self._leave_line(scheduled)
@@ -530,7 +519,7 @@ class Ticker:
                 self._miss(scheduled, newest, newest, reason, now_ms)
                 return
             self._due(scheduled, newest, now_ms)
-            scheduled.doubt_ms = newest
+            scheduled.taken_over_ms = newest
 
     def account_ended(self, span: EndedSpan, after_ms: int | None, reason: ResumeReason, now_ms: int) -> None:
         """Claim the ticks of a span that ended, but for those this worker is about to report itself."""
@@ -586,7 +575,7 @@ class Ticker:
             self._miss(scheduled, pending[-1], pending[-1], "handover", now_ms)
         elif pending:
             self._due(scheduled, pending[-1], now_ms)
-            scheduled.doubt_ms = pending[-1]
+            scheduled.taken_over_ms = pending[-1]
 
     def _schedule(self, scheduled: Scheduled, next_ms: int) -> None:
         if scheduled.next_ms:

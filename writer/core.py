@@ -9,8 +9,6 @@
   committed, never more.
 - When the ledger turns out to be behind what was acknowledged, the database is an older one (a failover, a restored
   copy): every position is read again, and every worker is asked for all it still has.
-- What an adopted stream brings, and what is sent again to an older database, is *late*: others may have claimed its
-  ticks.
 - Memory: a stream may have twice its credit waiting; what exceeds that is ignored, and ``Rewind`` is sent when there is
   room.  Streams are limited, and leave memory when they have ended or are idle.
 - ``StopRequested``: what was received is committed at once, then ``Finish``; or ``Finish`` when the grace is over.
@@ -252,8 +250,6 @@ class WriterCore:
         self._forget_predecessors(hello)
         stream.sender = (hello.adopted_by or hello.worker, hello.incarnation)
         stream.acked_seq = max(stream.acked_seq, min(hello.acked_seq, SEQ_MAX))
-        if hello.adopted_by:
-            stream.late_until_seq = SEQ_MAX
         stream.welcome_seq = hello.first_seq
         stream.heard_ms = now_ms
         stream.ending = stream.abandoned = False
@@ -494,13 +490,7 @@ class WriterCore:
             if stream.waiting:
                 turn.append(stream)
         parts = [
-            StreamPart(
-                stream_id,
-                stream.worker,
-                stream.committed_seq,
-                [pending.batch for pending in some],
-                late=some[0].batch.seq <= stream.late_until_seq,
-            )
+            StreamPart(stream_id, stream.worker, stream.committed_seq, [pending.batch for pending in some])
             for stream_id, some in taken.items()
             for stream in [self._streams[stream_id]]
         ]

@@ -20,7 +20,6 @@ class StreamPart(msgspec.Struct, frozen=True):
     worker: str
     base_seq: int  # the ledger's last_seq before this flush; 0: the stream has no row yet
     batches: list[Batch]  # by rising seq; not empty
-    late: bool = False  # others may have claimed these ticks meanwhile: adopted, or sent again to an older database
 
     @property
     def first_seq(self) -> int:

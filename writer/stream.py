@@ -20,7 +20,7 @@ class PendingBatch(msgspec.Struct, frozen=True, gc=False):
 
 class Stream:
     __slots__ = (
-        "abandoned", "acked_seq", "committed_seq", "ending", "heard_ms", "late_until_seq", "loaded", "owed_rows",
+        "abandoned", "acked_seq", "committed_seq", "ending", "heard_ms", "loaded", "owed_rows",
         "owed_seq", "peer", "pending", "pending_bytes", "received_seq", "refused", "rewound_ms", "sender", "stream_id",
         "taken", "waiting_bytes", "welcome_seq", "worker",
     )  # fmt: skip
@@ -34,7 +34,6 @@ class Stream:
         self.acked_seq = 0  # what the worker was told is committed, as it said or as we told it
         self.owed_seq = 0  # what was received before the last reset
         self.owed_rows = 0  # and thrown away by it, while it is not committed
-        self.late_until_seq = 0  # up to here others may have claimed the ticks meanwhile
         self.loaded = False  # the ledger was read: the positions below are known
         self.committed_seq = 0
         self.received_seq = 0
@@ -113,11 +112,11 @@ class Stream:
         """
         known = max(position, self.welcome_seq - 1)
         went_back = known < self.acked_seq
-        if went_back:
-            self.late_until_seq = max(self.late_until_seq, self.acked_seq)
         self.acked_seq = known
         self.loaded = True
         self.committed_seq = self.received_seq = position
+        if position >= self.owed_seq:
+            self.owed_rows = 0
         return not went_back
 
     @property

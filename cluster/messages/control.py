@@ -27,15 +27,11 @@ ResumeReason = Literal["handover", "down"]
 
 
 class WaitingPoll(msgspec.Struct, array_like=True, frozen=True):
-    """A poll that was due at the old owner and had not started; the new owner takes its place in the line.
-
-    ``doubtful``: an owner that died may have polled it already.
-    """
+    """A poll that was due at the old owner and had not started; the new owner takes its place in the line."""
 
     project_id: ProjectNumber
     scheduled_at_ms: int
     trigger: TriggerName
-    doubtful: bool = False
 
 
 class BusyProject(msgspec.Struct, array_like=True, frozen=True):
@@ -89,7 +85,6 @@ class PartitionGrant(msgspec.Struct, frozen=True):
     immediate: list[int] = []  # ids of new projects whose immediate poll nobody has started
     unseen: list[int] = []  # ids of changed projects: the former owner may not have known, so its cut does not count
     ended: list[EndedSpan] = []
-    doubt_until_ms: int = 0  # an owner that died may have polled the ticks up to then; its clock may have been ahead
     last: bool = True
 
 

@@ -35,15 +35,13 @@ class PollResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
     connection_reused: bool | None
     remote_address: str | None
     epoch: int
-    doubtful: bool = False  # an owner that died may have polled this tick, or counted it missed
 
 
 class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Ticks that were due and not polled: first, first + interval, ... last.
 
-    Reasons ``handover`` and ``down`` are claims about ticks an earlier owner may have polled, and so is a ``doubtful``
-    range: the writer leaves out what is already in the tables.  A ``doubtful`` result, in turn, takes its tick out of
-    a range that has it.
+    It may claim ticks that somebody else has polled or counted: the writer stores what is in neither table, and a
+    result takes its tick out of a range that has it.
     """
 
     project_id: int
@@ -52,7 +50,6 @@ class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):
     interval_ms: int
     reason: MissedReason
     epoch: int
-    doubtful: bool = False  # results of these ticks were given up; some may be in the tables
 
     @property
     def ticks(self) -> int:

@@ -7,10 +7,10 @@ rows, batches of 400), made as they are needed.  The database is embedded, or a 
 the primary keys are in place, and each scenario begins with empty tables:
 
     fresh        Store.commit in this process; nothing else in the tables
-    late         the same rows marked late, with a missed range of each project before and 50 after them
+    late         the same, with a missed range of each project before these ticks, and 50 after them
     late, 1 %    the same, and each hundredth result is there already
     late, 50 %   the same, and each second result is there already
-    freed        late rows whose ticks had all been counted missed, one range per project
+    freed        results whose ticks had all been counted missed, one range per project
     missed       missed ranges of a tick each in place of results
     claims       missed ranges of a thousand ticks each, one per project and reason `down`
     process      a writer process (`python -m writer`) on a core of its own, fed over ZeroMQ with adopted streams
@@ -34,7 +34,6 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -73,7 +72,6 @@ RANGES_AFTER = 50  # of each project
 CLAIM_TICKS = 1_000
 FAILURES_EVERY = 50
 DEADLINE_S = 120.0  # without any progress
-T = TypeVar("T")
 
 
 class ReplayFigures(msgspec.Struct):
@@ -162,7 +160,7 @@ def batches(
         yield Batch(stream_id, seq, polled, [each for each in made if isinstance(each, MissedRange)])
 
 
-def flushes(ground: Ground, make: Callable[[Ground, int], PollResult | MissedRange], *, late: bool) -> Iterator[Flush]:
+def flushes(ground: Ground, make: Callable[[Ground, int], PollResult | MissedRange]) -> Iterator[Flush]:
     stream_ids = [str(uuid.uuid4()) for _ in range(ground.streams)]
     sources = [batches(ground, n, stream_id, make) for n, stream_id in enumerate(stream_ids)]
     per_stream = max(1, FLUSH_ROWS // BATCH_ROWS // ground.streams)
@@ -171,7 +169,7 @@ def flushes(ground: Ground, make: Callable[[Ground, int], PollResult | MissedRan
         for number, source in enumerate(sources):
             if some := list(itertools.islice(source, per_stream)):
                 base_seq = some[0].seq - 1
-                parts.append(StreamPart(stream_ids[number], f"worker-{number + 1}", base_seq, some, late=late))
+                parts.append(StreamPart(stream_ids[number], f"worker-{number + 1}", base_seq, some))
         if not parts:
             return
         rows = sum(len(batch.results) + len(batch.missed) for part in parts for batch in part.batches)
@@ -184,7 +182,6 @@ def flushes(ground: Ground, make: Callable[[Ground, int], PollResult | MissedRan
 async def clear(ground: Ground) -> None:
     async with ground.db.connection() as conn:
         await conn.execute("TRUNCATE poll_results, missed_polls, ingest_stream")
-        await conn.execute("CHECKPOINT")
 
 
 async def put_ranges_around(ground: Ground) -> None:
@@ -243,15 +240,13 @@ async def through_the_store(
     ground: Ground,
     scenario: str,
     make: Callable[[Ground, int], PollResult | MissedRange] = result,
-    *,
-    late: bool = False,
 ) -> ReplayFigures:
     store = store_of(ground)
     meter = Meter(ground)
     commit_s = cpu_s = 0.0
     took_ms: list[float] = []
     rows = duplicates = 0
-    for flush in flushes(ground, make, late=late):
+    for flush in flushes(ground, make):
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         outcome = await store.commit(flush)
         cpu_s += time.process_time() - began_cpu_s
@@ -342,17 +337,25 @@ class Replayer:
         match results.decode_from_writer(frames[-1]):
             case WhichStream():
                 self._channel.send(results.encode(self._hello))
-            case StreamWelcome(_, _, credit_bytes):
+            case StreamWelcome(_, committed_seq, credit_bytes):
                 self._credit_bytes = credit_bytes
+                self._on_committed(committed_seq)
+                self._send_again(self.committed_seq + 1)
                 self._send_more()
             case Committed(_, seq):
-                while self.committed_seq < seq:
-                    self._window_bytes -= len(self._window.popleft())
-                    self.committed_seq += 1
+                self._on_committed(seq)
                 self._send_more()
             case Rewind(_, seq):
-                for body in itertools.islice(self._window, seq - 1 - self.committed_seq, None):
-                    self._channel.send(body)
+                self._send_again(seq)
+
+    def _on_committed(self, seq: int) -> None:
+        while self.committed_seq < seq:
+            self._window_bytes -= len(self._window.popleft())
+            self.committed_seq += 1
+
+    def _send_again(self, from_seq: int) -> None:
+        for body in itertools.islice(self._window, max(0, from_seq - 1 - self.committed_seq), None):
+            self._channel.send(body)
 
     def _send_more(self) -> None:
         while True:
@@ -480,14 +483,14 @@ async def run(ground: Ground, scenario: str) -> ReplayFigures:
             return await through_the_store(ground, scenario)
         case "late":
             await put_ranges_around(ground)
-            return await through_the_store(ground, scenario, late=True)
+            return await through_the_store(ground, scenario)
         case "late, 1 %" | "late, 50 %":
             await put_ranges_around(ground)
             await put_each(ground, 100 if "1 %" in scenario else 2)
-            return await through_the_store(ground, scenario, late=True)
+            return await through_the_store(ground, scenario)
         case "freed":
             await put_ranges_over(ground)
-            return await through_the_store(ground, scenario, late=True)
+            return await through_the_store(ground, scenario)
         case "missed":
             return await through_the_store(ground, scenario, missed_tick)
         case "claims":
@@ -543,14 +546,19 @@ async def maintain(store: Store, ground: Ground) -> None:
 
 
 def show(found: list[ReplayFigures], console: Console) -> None:
-    table = Table(title="replay into the writer")
-    for name in ("", "rows", "rows/s", "writer µs/row", "PostgreSQL µs/row", "duplicates", "flush ms p50 / max"):
-        table.add_column(name, justify="left" if not name else "right")
+    table = Table(title=f"{found[0].rows} rows into the writer")
+    table.add_column("", no_wrap=True)
+    for name in ("rows/s", "writer µs/row", "PostgreSQL µs/row", "duplicates", "flush p50 ms", "flush max ms"):
+        table.add_column(name, justify="right")
     for each in found:
-        flush = f"{each.flush_ms['p50']:g} / {each.flush_ms['max']:g}" if each.flush_ms["max"] else "-"
-        postgresql = "-" if each.postgresql_us_per_row is None else f"{each.postgresql_us_per_row:g}"
-        values: list[Any] = [each.scenario, each.rows, f"{each.rows_per_s:g}", each.writer_us_per_row, postgresql]
-        table.add_row(*(str(value) for value in [*values, each.duplicates, flush]))
+        table.add_row(
+            each.scenario,
+            f"{each.rows_per_s:,.0f}",
+            f"{each.writer_us_per_row:g}",
+            "-" if each.postgresql_us_per_row is None else f"{each.postgresql_us_per_row:g}",
+            str(each.duplicates),
+            *(f"{each.flush_ms[name]:g}" if each.flush_ms["max"] else "-" for name in ("p50", "max")),
+        )
     console.print(table)
 
 

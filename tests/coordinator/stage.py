@@ -75,6 +75,7 @@ class PlayedWorker:
         self.cuts = {}  # partition -> the last cut, when it was given up
         self.unconfirmed = set()
         self.limits = None
+        self.busy = []  # BusyProject, in flight
         self.retired = False
         self.executed = 0
         self.said = 0
@@ -147,7 +148,12 @@ class PlayedWorker:
 
     def release(self, indices):
         cuts = [
-            Cut(index, epoch, self.stage.now)
+            Cut(
+                index,
+                epoch,
+                self.stage.now,
+                busy=[each for each in self.busy if partition_of(each.project_id) == index],
+            )
             if (epoch := self.held.pop(index, None)) is not None
             else Cut(index, 0, None)
             for index in indices
@@ -334,3 +340,18 @@ class Stage:
     def remove(self, project_id, token=None):
         self.records.pop(project_id, None)
         return self.tell(ProjectsChanged([], [RemovedProject(project_id, self.now)], token=token))
+
+
+def restarted(stage, *, after_ms=500):
+    """A new coordinator on the saved state; its workers polled on meanwhile."""
+    successor = Stage(
+        workers=len(stage.names), slots=stage.core.slices.total, projects=0, restored=stage.core.durable(stage.now),
+        now=stage.now + after_ms,
+    )  # fmt: skip
+    successor.records = dict(stage.records)
+    for worker in stage.living():
+        worker.stage = successor
+        worker.inbox.clear()
+        successor.workers[worker.peer] = worker
+        successor.alive[worker.name] = worker.incarnation
+    return successor

@@ -27,7 +27,7 @@ from cluster.ticks import partition_of
 from coordinator.core import HANG_MS
 from coordinator.events import DrainRequested, ProjectsChanged, ScaleRequested
 from coordinator.link import RESEND_MS, WINDOW
-from tests.coordinator.stage import START_MS, SUPERVISOR, Stage, record
+from tests.coordinator.stage import START_MS, SUPERVISOR, Stage, record, restarted
 
 MOVEMENT = 1.1
 
@@ -360,21 +360,6 @@ def test_a_reconnected_worker_keeps_what_it_holds():
 
 
 # ---- the coordinator's own restart ----------------------------------------------------------------------------------
-
-
-def restarted(stage, *, after_ms=500):
-    """A new coordinator on the saved state; its workers polled on meanwhile."""
-    successor = Stage(
-        workers=len(stage.names), slots=stage.core.slices.total, projects=0, restored=stage.core.durable(stage.now),
-        now=stage.now + after_ms,
-    )  # fmt: skip
-    successor.records = dict(stage.records)
-    for worker in stage.living():
-        worker.stage = successor
-        worker.inbox.clear()
-        successor.workers[worker.peer] = worker
-        successor.alive[worker.name] = worker.incarnation
-    return successor
 
 
 def test_a_restarted_coordinator_adopts_what_is_held():

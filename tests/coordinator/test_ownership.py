@@ -131,9 +131,9 @@ def test_death_resumes_after_the_mark():
     book = ownership()
     granted(book)
     book.committed("a", 2, 7_000, {})
-    assert book.lost("a", 0) == [P]
+    assert book.lost("a") == [P]
     assert book.partitions[P].resume == Resume(7_000, "handover")
-    assert book.lost("a", 0) == []
+    assert book.lost("a") == []
 
 
 def test_death_before_the_ack_resumes_where_the_dead_would_have():
@@ -141,7 +141,7 @@ def test_death_before_the_ack_resumes_where_the_dead_would_have():
     granted(book)
     released(book, cut(cut_ms=9_000), "a")
     book.granted(P, "b", 2, 5)
-    book.lost("b", 0)
+    book.lost("b")
     assert book.partitions[P].resume.after_ms == 9_000
 
 
@@ -151,10 +151,10 @@ def test_death_after_the_ack_and_before_the_first_commit_still_knows_the_cut():
     granted(book)
     released(book, cut(cut_ms=9_000, waiting=[WAITING]), "a")
     granted(book, "b", 2, 5)
-    book.lost("b", 0)
+    book.lost("b")
     resume = book.partitions[P].resume
     assert resume.after_ms == 9_000
-    assert [(poll.scheduled_at_ms, poll.doubtful) for poll in resume.waiting] == [(5_000, True)]
+    assert [poll.scheduled_at_ms for poll in resume.waiting] == [5_000]
 
 
 def test_what_waited_and_is_committed_since_does_not_wait_again():
@@ -163,7 +163,7 @@ def test_what_waited_and_is_committed_since_does_not_wait_again():
     released(book, cut(cut_ms=9_000, waiting=[WAITING]), "a")
     granted(book, "b", 2, 5)
     book.committed("b", 5, 8_000, {})
-    book.lost("b", 0)
+    book.lost("b")
     assert book.partitions[P].resume.waiting == []
 
 
@@ -234,7 +234,7 @@ def test_a_resume_point_never_lies_before_the_cut_it_came_from():
     granted(book)
     released(book, cut(cut_ms=9_000), "a")
     granted(book, "b", 2, 5)
-    book.lost("b", 0)
+    book.lost("b")
     assert book.partitions[P].resume.after_ms == 20_000, "what is committed beyond the cut stays committed"
 
 

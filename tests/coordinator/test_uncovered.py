@@ -9,6 +9,8 @@ from coordinator.uncovered import Hearing, UncoveredProjects
 
 P, Q = 7, 9
 
+EVERYWHERE = range(4096)
+
 
 def heard(book, project_id, *, seq, partition=P, incarnation="a#1", session=1):
     book.heard(Hearing(incarnation, session, seq), partition, project_id)
@@ -21,43 +23,43 @@ def shown(book):
 
 def test_a_project_is_uncovered_until_a_mark_that_was_made_after_it_was_heard_of():
     book = heard(UncoveredProjects(), 1, seq=5)
-    book.covered("a#1", 1, 4)
+    book.covered("a#1", 1, 4, EVERYWHERE)
     assert shown(book) == {P: [1]}
-    book.covered("a#1", 1, 5)
+    book.covered("a#1", 1, 5, EVERYWHERE)
     assert shown(book) == {}
-    book.covered("a#1", 1, 6)
+    book.covered("a#1", 1, 6, EVERYWHERE)
 
 
 def test_a_mark_covers_what_was_heard_before_and_nothing_after():
     book = UncoveredProjects()
     for seq in range(1, 6):
         heard(book, seq, seq=seq, partition=P if seq % 2 else Q)
-    book.covered("a#1", 1, 3)
+    book.covered("a#1", 1, 3, EVERYWHERE)
     assert shown(book) == {P: [5], Q: [4]}
 
 
 def test_a_mark_of_a_later_session_covers_every_earlier_one():
     book = heard(UncoveredProjects(), 1, seq=50, session=1)
     heard(book, 2, seq=3, session=2)
-    book.covered("a#1", 2, 1)
+    book.covered("a#1", 2, 1, EVERYWHERE)
     assert shown(book) == {P: [2]}
-    book.covered("a#1", 1, 99)
+    book.covered("a#1", 1, 99, EVERYWHERE)
     assert shown(book) == {P: [2]}, "an old mark knows nothing of it"
 
 
 def test_marks_of_others_speak_for_themselves():
     book = heard(UncoveredProjects(), 1, seq=5)
-    book.covered("b#1", 9, 99)
-    book.covered("a#2", 9, 99)
+    book.covered("b#1", 9, 99, EVERYWHERE)
+    book.covered("a#2", 9, 99, EVERYWHERE)
     assert shown(book) == {P: [1]}
 
 
 def test_a_project_that_changed_again_waits_for_the_newer_mark():
     book = heard(UncoveredProjects(), 1, seq=5)
     heard(book, 1, seq=8)
-    book.covered("a#1", 1, 6)
+    book.covered("a#1", 1, 6, EVERYWHERE)
     assert shown(book) == {P: [1]}
-    book.covered("a#1", 1, 8)
+    book.covered("a#1", 1, 8, EVERYWHERE)
     assert shown(book) == {}
 
 
@@ -67,7 +69,7 @@ def test_a_project_that_ended_is_forgotten():
     book.drop(P, 99)
     book.drop(Q, 1)
     assert shown(book) == {P: [2]}
-    book.covered("a#1", 1, 5)
+    book.covered("a#1", 1, 5, EVERYWHERE)
     assert shown(book) == {}
 
 
@@ -76,7 +78,7 @@ def test_a_partition_without_an_owner_hands_its_projects_out_once():
     assert book.take(P) == [1]
     assert book.take(P) == []
     assert shown(book) == {Q: [2]}
-    book.covered("a#1", 1, 9)
+    book.covered("a#1", 1, 9, EVERYWHERE)
     assert shown(book) == {}
 
 
@@ -85,9 +87,9 @@ def test_what_a_dead_worker_had_heard_is_covered_only_by_who_hears_it_next():
     book.take(P)
     book.gone("a#1")
     heard(book, 1, seq=2, incarnation="b#1")
-    book.covered("a#1", 1, 99)
+    book.covered("a#1", 1, 99, EVERYWHERE)
     assert shown(book) == {P: [1]}
-    book.covered("b#1", 1, 2)
+    book.covered("b#1", 1, 2, EVERYWHERE)
     assert shown(book) == {}
 
 
@@ -96,7 +98,7 @@ def test_what_a_partition_moved_on_with_is_not_covered_by_its_former_owner():
     book = heard(UncoveredProjects(), 1, seq=5)
     book.take(P)
     heard(book, 1, seq=2, incarnation="b#1")
-    book.covered("a#1", 1, 5)
+    book.covered("a#1", 1, 5, EVERYWHERE)
     assert shown(book) == {P: [1]}
 
 
@@ -128,7 +130,7 @@ def test_it_agrees_with_a_list_of_everything_that_was_heard(seed):
                 expected[partition][project_id] = hearing
             case "cover" if worker not in gone:
                 seq = chance.randint(0, seqs[worker])
-                book.covered(worker, sessions[worker], seq)
+                book.covered(worker, sessions[worker], seq, EVERYWHERE)
                 for projects in expected.values():
                     for known, at in list(projects.items()):
                         if at.incarnation == worker and (at.session, at.seq) <= (sessions[worker], seq):

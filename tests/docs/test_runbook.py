@@ -6,7 +6,9 @@ from typing import get_args
 
 import pytest
 
+from cluster.messages.control import WorkerStats
 from cluster.messages.results import MissedReason
+from coordinator.events import WorkerView
 from coordinator.status import ShellCounts, document, not_ready
 from tests.docs.documents import metric_names, row_of, view
 from tests.docs.repository_facts import error_codes, read, warnings_logged

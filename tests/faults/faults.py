@@ -27,6 +27,9 @@ AWAY = r"database.*(is away|failed|is not usable|did not answer)|cannot reach th
 ALL_ROLES = frozenset({"coordinator", "writer"})
 
 
+NOT_CHOSEN = frozenset({"workers", "sign", "may_end", "struck_at", "deaths", "gap_s"})
+
+
 class WorkerDeath(NamedTuple):
     name: str
     at: float
@@ -34,7 +37,7 @@ class WorkerDeath(NamedTuple):
 
 
 class Fault:
-    gap_s: ClassVar[float | None] = 0.0
+    gap_s: float | None = 0.0
     needs_disk: ClassVar[bool] = False
 
     def __init__(self, rng, workers):
@@ -54,7 +57,7 @@ class Fault:
         chosen = {
             name: round(value, 2) if isinstance(value, float) else value
             for name, value in vars(self).items()
-            if name not in {"workers", "sign", "may_end", "struck_at", "deaths"} and value not in (0.0, [])
+            if name not in NOT_CHOSEN and value not in (0.0, None)
         }
         return " ".join([self.kind, *(f"{name}={value}" for name, value in chosen.items())])
 
@@ -149,12 +152,11 @@ class HungCoordinator(HungWorker):
 class PausedRole(_RoleFault):
     """Stopped for so short a time that nobody may take it for dead."""
 
-    gap_s = 2.0
-
     def choose(self, rng):
         super().choose(rng)
         self.may_end = frozenset()
         self.lasts_s = rng.uniform(0.3, 1.8)
+        self.gap_s = self.lasts_s if self.name in self.workers else 0.0
 
     def pick(self, rng):
         return rng.choice([*self.workers, "writer", "coordinator"])
@@ -229,6 +231,23 @@ class KilledWorkers(Fault):
         self.sign = rf"^({'|'.join(self.names)}) was ended by signal 9"
         for name in self.names:
             self.kill(stage, name)
+
+
+class KilledWorkerAgainAndAgain(_RoleFault):
+    """Its successors are killed soon after they started, in the middle of taking over what was left behind."""
+
+    gap_s = KILL_GAP_S
+
+    def choose(self, rng):
+        super().choose(rng)
+        self.pauses_s = [rng.uniform(0.0, 0.8) for _ in range(rng.randint(1, 3))]
+
+    def inject(self, stage):
+        self.sign = rf"^{self.name} was ended by signal 9"
+        self.kill(stage, self.name)
+        for pause_s in self.pauses_s:
+            stage.let_pass(pause_s)
+            self.kill(stage, self.name)
 
 
 class RollingRestart(Fault):
@@ -309,13 +328,15 @@ class LockedTables(Fault):
 class SetBackDatabase(Fault):
     """Restarted, and later restarted again with the state of the first time: what was committed between is gone.
 
-    ``worse``: who wrote to it is killed before it is back, so nobody remembers how far it had come.
+    ``killed``: a process that is killed before it is back.  Without the writer nobody remembers how far it had come;
+    what a worker had recorded is for its successor to bring.
     """
 
     def choose(self, rng):
         self.forgets_s = rng.uniform(2.0, 10.0)
-        self.worse = rng.random() < 0.4
-        self.may_end = frozenset({"writer"}) if self.worse else frozenset()
+        self.killed = rng.choice([None, "writer", rng.choice(self.workers)])
+        self.may_end = frozenset({self.killed})
+        self.gap_s = KILL_GAP_S if self.killed in self.workers else 0.0
 
     def hurry(self, lasts_max_s):
         self.forgets_s = min(self.forgets_s, lasts_max_s)
@@ -331,8 +352,8 @@ class SetBackDatabase(Fault):
         stage.let_pass(self.forgets_s)
         stage.postgres.crash()
         stage.postgres.set_back()
-        if self.worse:
-            self.kill(stage, "writer")
+        if self.killed:
+            self.kill(stage, self.killed)
 
     def heal(self, stage):
         stage.postgres.start()
@@ -365,6 +386,34 @@ class DatabaseAwayAndKilledCoordinatorAndWriter(StoppedDatabase):
         stage.let_pass(self.lasts_s)
         self.kill(stage, "coordinator")
         self.kill(stage, "writer")
+
+
+class OneDuringAnother(Fault):
+    """A process dies or hangs while the database is away, slow or silent, or the clock is wrong."""
+
+    def choose(self, rng):
+        self.outer = rng.choice(OUTER)(rng, self.workers)
+        self.inner = rng.choice(INNER)(rng, self.workers)
+        self.may_end = self.inner.may_end
+        self.gap_s = self.inner.gap_s + self.outer.gap_s
+
+    def hurry(self, lasts_max_s):
+        self.outer.hurry(lasts_max_s)
+
+    def inject(self, stage):
+        self.outer.inject(stage)
+        stage.let_pass(self.outer.lasts_s / 2)
+        self.inner.inject(stage)
+        self.sign, self.struck_at, self.deaths = self.inner.sign, self.inner.struck_at, self.inner.deaths
+        stage.let_pass(self.inner.lasts_s)
+        self.inner.heal(stage)
+        stage.let_pass(self.outer.lasts_s / 2)
+
+    def heal(self, stage):
+        self.outer.heal(stage)
+
+    def __str__(self):
+        return f"{self.inner} during {self.outer}"
 
 
 # ---- the machine --------------------------------------------------------------------------------------------------
@@ -427,6 +476,19 @@ class ClockBack(Fault):
         stage.clock.step(self.step_s)
 
 
+OUTER = (StoppedDatabase, KilledDatabase, FrozenDatabase, LockedTables, ClockBack)
+INNER = (
+    KilledWorker,
+    KilledWriter,
+    KilledCoordinator,
+    HungWorker,
+    HungWriter,
+    KilledCoordinatorAndWorker,
+    KilledWorkerAgainAndAgain,
+    PausedRole,
+)
+
+
 class KilledEverything(Fault):
     """``cluster up`` and all its roles at one stroke, then ``cluster up`` again; ``worse``: the database, too."""
 
@@ -464,6 +526,7 @@ class KilledSupervisor(Fault):
 
 
 COMMON = (
+    OneDuringAnother,
     KilledWorker,
     HungWorker,
     KilledCoordinator,
@@ -486,6 +549,7 @@ RARER = (
     KilledCoordinatorAndWorker,
     HungWorkerAndKilledCoordinator,
     KilledWorkers,
+    KilledWorkerAgainAndAgain,
     RollingRestart,
     FrozenDatabase,
     DatabaseAwayAndKilledWorkers,

@@ -25,7 +25,7 @@ from tests.integration.harness import POLL_S, Cluster, is_alive, wait_until
 
 INTERVAL_S = 1
 SLOW_EVERY = 4  # every so many projects has an answer that takes SLOW_MS, so that polls are in flight when one dies
-SLOW_MS = 40
+SLOW_MS = 300
 RECOVERY_S = 90.0
 FIRST_POLLS_S = 60.0
 ENDED_S = 10.0

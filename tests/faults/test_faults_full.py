@@ -4,6 +4,7 @@
     FAULTS_COUNT     random faults in one run (100)
     FAULTS_RATE      polls per second in every test (1000)
     FAULTS_OUTAGE_S  how long the database is away (600)
+    FAULTS_KINDS     names of classes in faults.py, with commas: only these kinds among the random ones
     FAULTS_REPORT    a file to which figures are appended as JSON
 
 What the machine stalls is measured beside each fault and forgiven; memory, visibility and the rate of catching up are
@@ -11,6 +12,7 @@ judged as they are.
 """
 
 import contextlib
+import os
 import random
 import time
 
@@ -67,7 +69,13 @@ def test_a_hundred_random_faults(seed, size, rate, say):
     disk_bytes = 0 if ramdisk.why_not() else WAL_DISK_BYTES
     with Stage(projects=rate, workers=WORKERS, options=NO_FLOOR, wal_disk_bytes=disk_bytes) as stage:
         stage.add_projects()
-        chosen = faults.plan(random.Random(seed), size("COUNT", COUNT), stage.worker_names, with_disk=bool(disk_bytes))
+        chosen = faults.plan(
+            random.Random(seed),
+            size("COUNT", COUNT),
+            stage.worker_names,
+            with_disk=bool(disk_bytes),
+            kinds=[getattr(faults, name) for name in os.environ.get("FAULTS_KINDS", "").split(",") if name],
+        )
         done = campaign.run(stage, chosen, seed, WalBook(stage.wal_dir), say)
     report(
         f"{len(chosen)} random faults: FAULTS_SEED={seed}, {rate} polls/s, {done.seconds} s",

@@ -128,9 +128,10 @@ class Database:
         return any(self.ledger.get(part.stream_id, 0) < part.base_seq for part in flush.parts)
 
     def commit(self, flush: wr.Flush) -> tuple[int, int]:
+        """As the store: of a range only what is in neither table, and a result takes its tick out of a range."""
         written = duplicates = 0
         claims: list[MissedRange] = []
-        doubtful: list[PollResult] = []
+        fresh: dict[int, list[int]] = defaultdict(list)
         for part in flush.parts:
             have = self.ledger.get(part.stream_id, 0)
             for batch in part.batches:
@@ -143,14 +144,16 @@ class Database:
                     else:
                         self.rows[key] = row
                         written += 1
-                    if (part.late or row.doubtful) and row.trigger == "tick":
-                        doubtful.append(row)
-                for missed in batch.missed:
-                    if part.late or missed.doubtful or missed.reason in ("handover", "down"):
-                        claims.append(missed)
-                    else:
-                        self.missed.append(missed)
+                        if row.trigger == "tick":
+                            fresh[row.project_id].append(row.scheduled_at_ms)
+                claims += batch.missed
             self.ledger[part.stream_id] = max(have, part.last_seq)
+        if fresh:
+            kept: list[MissedRange] = []
+            for entry in self.missed:
+                ticks = fresh.get(entry.project_id)
+                kept += subtract(entry, ticks, []) if ticks else [entry]
+            self.missed = kept
         for claim in claims:
             taken = [at for (pid, at), row in self.rows.items() if pid == claim.project_id and row.trigger == "tick"]
             ranges = [
@@ -159,10 +162,6 @@ class Database:
                 if m.project_id == claim.project_id
             ]
             self.missed += subtract(claim, taken, ranges)
-        for row in doubtful:  # a row takes its tick out of a range that has it
-            mine = [m for m in self.missed if m.project_id == row.project_id]
-            others = [m for m in self.missed if m.project_id != row.project_id]
-            self.missed = others + [rest for m in mine for rest in subtract(m, [row.scheduled_at_ms], [])]
         self.duplicates += duplicates
         return written, duplicates
 
@@ -527,7 +526,10 @@ class World:
     def reload(self) -> None:
         """A full reload, as after a notification that said so."""
         process = self.processes["coordinator"]
-        if not process.alive or process.frozen or process.core.phase == "loading":
+        if not process.alive or process.core.phase == "loading":
+            return
+        if process.frozen:
+            process.stalled.append(self.reload)  # the notification waits in its socket
             return
         known = process.core.project_ids()
         removed = [
@@ -669,7 +671,6 @@ class World:
         result = PollResult(
             start.spec.id, start.scheduled_at_ms, poll.started * 1000, start.trigger, "success", 200,
             float(poll.ended - poll.started), None, None, None, None, None, None, None, 0, None, None, start.epoch,
-            start.doubtful,
         )  # fmt: skip
         self.step(process, w.PollsFinished([result]))
 

@@ -160,7 +160,6 @@ class Play:
                     None,
                     None,
                     poll.epoch,
-                    poll.doubtful,
                 )
             )
         return self.tell_core(PollsFinished(results))

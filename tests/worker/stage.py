@@ -157,9 +157,7 @@ class Books:
     def assert_law(self, actors, now_ms):
         """Due ticks = polled + missed + waiting, each once; claims count where nothing else does, as in the writer."""
         starts = [start for actor in actors for start in actor.started if start.trigger == "tick"]
-        polled = Counter((start.spec.id, start.scheduled_at_ms) for start in starts if not start.doubtful)
-        for tick in {(start.spec.id, start.scheduled_at_ms) for start in starts if start.doubtful}:
-            polled[tick] = max(1, polled[tick])  # of two rows of one tick the table takes one
+        polled = Counter((start.spec.id, start.scheduled_at_ms) for start in starts)
         assert all(count == 1 for count in polled.values()), [tick for tick, count in polled.items() if count > 1]
         certain = Counter()
         claimed = set()

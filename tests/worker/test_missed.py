@@ -126,7 +126,7 @@ def spans(ranges):
 def test_consecutive_ticks_that_are_lost_are_one_range():
     ranges = given_up(lost(3_000, 1_000, 2_000, 5_000), {1: 1_000}.get)
     assert spans(ranges) == [(1, 1_000, 3_000, 1_000), (1, 5_000, 5_000, 1_000)]
-    assert {(r.reason, r.doubtful, r.epoch) for r in ranges} == {("overload", True, 1)}
+    assert {(r.reason, r.epoch) for r in ranges} == {("overload", 1)}
 
 
 def test_without_a_known_interval_each_tick_stands_alone():

@@ -322,7 +322,6 @@ def test_a_planned_move_hands_over_what_waits_and_what_runs():
     assert (cut.partition, cut.epoch, cut.cut_ms) == (P, 1, NOW + 1_005)
     assert [entry.project_id for entry in cut.busy] == [running]
     assert {poll.project_id for poll in cut.waiting} == {A, B, C} - {running}
-    assert not any(poll.doubtful for poll in cut.waiting)
     assert old.ticker.partitions == {}
     assert old.ticker.count == 0
 
@@ -331,7 +330,6 @@ def test_a_planned_move_hands_over_what_waits_and_what_runs():
         [spec(A), spec(B), spec(C)], NOW + 1_010, after=cut.cut_ms, waiting=cut.waiting, busy=cut.busy, epoch=2
     )
     assert {start.spec.id for start in starts} == {A, B, C} - {running}
-    assert not any(start.doubtful for start in starts)
     moved = old.finish(running, NOW + 1_200)
     assert moved == cut.busy, "the new owner is told by the very entry it was given"
     new.ticker.settle(moved, NOW + 1_201)
@@ -389,12 +387,11 @@ def test_after_a_death_the_newest_tick_is_polled_at_once_and_older_ones_are_miss
     new = Actor("b")
     now = T + 3_400
     (start,) = new.grant([spec(A)], now, after=T, reason="handover")
-    assert (start.scheduled_at_ms, start.doubtful) == (T + 3_000, True)
+    assert start.scheduled_at_ms == T + 3_000
     assert new.misses() == [(A, T + 1_000, "handover"), (A, T + 2_000, "handover")]
 
 
-def test_what_an_owner_that_died_may_have_polled_is_missed_only_as_a_claim():
-    """It waits as doubtful; if it is not polled in the end, the writer has to look."""
+def test_the_tick_that_was_due_at_the_takeover_is_missed_for_its_reason():
     new = Actor("b", slice_=0)
     new.grant([spec(A)], T + 400, after=T - 1_000, reason="handover")
     assert new.waiting() == {A: T}
@@ -408,16 +405,6 @@ def test_after_a_stop_of_the_cluster_the_claim_is_down():
     new.grant([spec(A)], T + 400, after=T - 2_000, reason="down")
     new.advance(T + 1_000)
     assert new.misses() == [(A, T - 1_000, "down"), (A, T, "down")]
-
-
-def test_a_doubtful_poll_that_waits_stays_doubtful_in_the_next_move():
-    new = Actor("b", slice_=0)
-    new.grant([spec(A)], T + 400, after=T - 1_000)
-    cut = new.revoke(T + 500)
-    assert cut.waiting == [WaitingPoll(A, T, "tick", doubtful=True)]
-    third = Actor("c")
-    (start,) = third.grant([spec(A)], T + 600, after=cut.cut_ms, waiting=cut.waiting)
-    assert start.doubtful
 
 
 def test_a_stop_of_the_cluster_is_down_time():

@@ -10,7 +10,6 @@ import re
 import uuid
 from collections import Counter
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,10 +25,6 @@ STEP_MS = 1_000
 TICKS = 10
 REASONS = ["overload", "overrun", "handover", "down", "paused"]
 _fresh = itertools.count(1)
-
-
-def late(one):
-    return msgspec.structs.replace(one, late=True)
 
 
 def ms(number):
@@ -92,38 +87,28 @@ async def polled(tables, projects):
 
 
 POLLS = st.builds(
-    lambda project, tick, trigger, doubtful: ("poll", project, tick, trigger, doubtful),
+    lambda project, tick, trigger: ("poll", project, tick, trigger),
     st.integers(0, 1),
     st.integers(0, TICKS - 1),
     st.sampled_from(["tick"] * 5 + ["immediate"]),
-    st.booleans(),
 )
 RANGES = st.builds(
-    lambda project, first, count, reason, doubtful: (
-        "range",
-        project,
-        first,
-        min(count, TICKS - first),
-        reason,
-        doubtful,
-    ),
+    lambda project, first, count, reason: ("range", project, first, min(count, TICKS - first), reason),
     st.integers(0, 1),
     st.integers(0, TICKS - 1),
     st.integers(1, TICKS),
     st.sampled_from(REASONS),
-    st.booleans(),
 )
-PARTS = st.tuples(st.booleans(), st.lists(st.one_of(POLLS, RANGES), max_size=6))  # late?, records
+PARTS = st.lists(st.one_of(POLLS, RANGES), max_size=6)
 FLUSHES = st.lists(st.tuples(PARTS, PARTS), min_size=1, max_size=6)  # of the first and the second stream
 
 
 def record_of(drawn, project):
     if drawn[0] == "poll":
-        _, _, tick, trigger, doubtful = drawn
-        return result(project, ms(tick), trigger=trigger, doubtful=doubtful)
-    _, _, first, count, reason, doubtful = drawn
-    made = missed(ms(first), ms(first + count - 1), STEP_MS, project_id=project, reason=reason)
-    return msgspec.structs.replace(made, doubtful=doubtful)
+        _, _, tick, trigger = drawn
+        return result(project, ms(tick), trigger=trigger)
+    _, _, first, count, reason = drawn
+    return missed(ms(first), ms(first + count - 1), STEP_MS, project_id=project, reason=reason)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,13 +121,11 @@ async def test_in_any_order_a_tick_is_polled_or_missed_and_counted_once(store, t
     books = Books()
     for both in drawn:
         parts = []
-        for stream, (is_late, records) in zip(streams, both, strict=True):
+        for stream, records in zip(streams, both, strict=True):
             if records:
                 made = [record_of(one, projects[one[1]]) for one in records]
                 positions[stream] += 1
                 parts.append(part(positions[stream], made, stream=stream))
-                if is_late:
-                    parts[-1] = late(parts[-1])
         if not parts:
             continue
         new = books.enter(parts)
@@ -157,38 +140,34 @@ async def test_in_any_order_a_tick_is_polled_or_missed_and_counted_once(store, t
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one flush", "two flushes"])
-@pytest.mark.parametrize("kind", ["doubtful", "late", "neither"])
-async def test_a_result_takes_its_tick_out_of_a_missed_range(store, tables, together, kind):
-    doubtful = kind == "doubtful"
+async def test_a_result_takes_its_tick_out_of_a_missed_range(store, tables, together):
     ranges = [missed(ms(0), ms(4)), missed(ms(6), ms(6), project_id=2)]
-    results = [result(1, ms(1), doubtful=doubtful), result(2, ms(6), doubtful=doubtful)]
-    immediate = result(1, ms(3), trigger="immediate", doubtful=doubtful)
+    results = [result(1, ms(1)), result(2, ms(6)), result(1, ms(3), trigger="immediate")]
     if together:
-        parts = [[part(1, [*results, immediate, *ranges])]]
+        await store.commit(flush(part(1, [*results, *ranges])))
     else:
-        parts = [[part(1, ranges)], [part(1, [*results, immediate], stream=S2)]]
-    for some in parts:
-        await store.commit(flush(*(late(one) if kind == "late" else one for one in some)))
+        await store.commit(flush(part(1, ranges)))
+        await store.commit(flush(part(1, results, stream=S2)))
     assert await tables.missed() == [(1, 0, 0, 1, "overload"), (1, 2000, 4000, 3, "overload")]
 
 
 async def test_what_remains_of_a_range_keeps_its_worker_and_epoch(store, tables):
     await store.commit(flush(part(1, [missed(ms(0), ms(4), reason="handover")], worker="worker-2")))
-    await store.commit(flush(late(part(1, [result(1, ms(2))], stream=S2))))
+    await store.commit(flush(part(1, [result(1, ms(2))], stream=S2)))
     rows = await tables.conn.fetch("SELECT reason, worker, epoch, ticks FROM missed_polls ORDER BY first_tick")
     assert [tuple(row) for row in rows] == [("handover", "worker-2", 7, 2)] * 2
 
 
 async def test_a_result_that_is_refused_leaves_its_tick_missed(store, tables):
     await store.commit(flush(part(1, [missed(ms(0), ms(2))])))
-    outcome = await store.commit(flush(late(part(1, [result(1, ms(1), status_code=70_000)], stream=S2))))
+    outcome = await store.commit(flush(part(1, [result(1, ms(1), status_code=70_000)], stream=S2)))
     assert (outcome.written, outcome.rejects) == (0, 1)
     assert await tables.missed() == [(1, 0, 2000, 3, "overload")]
 
 
 async def test_a_result_that_is_there_as_another_poll_leaves_its_tick_missed(store, tables):
     await store.commit(flush(part(1, [result(1, ms(1), trigger="immediate"), missed(ms(0), ms(2))])))
-    outcome = await store.commit(flush(late(part(1, [result(1, ms(1)), result(1, ms(2))], stream=S2))))
+    outcome = await store.commit(flush(part(1, [result(1, ms(1)), result(1, ms(2))], stream=S2)))
     assert (outcome.written, outcome.duplicates) == (1, 1)
     assert await tables.missed() == [(1, 0, 1000, 2, "overload")]
 
@@ -198,7 +177,7 @@ async def test_a_range_over_ticks_polled_throughout(store, tables):
     midnight_ms = NOW_MS // DAY_MS * DAY_MS
     first_ms, last_ms = midnight_ms - 50_000, midnight_ms + 50_000
     await store.commit(flush(part(1, [result(1, at) for at in range(first_ms, last_ms + 1, STEP_MS)])))
-    await store.commit(flush(late(part(1, [missed(first_ms - 1000, last_ms + 2000)], stream=S2))))
+    await store.commit(flush(part(1, [missed(first_ms - 1000, last_ms + 2000)], stream=S2)))
     assert await tables.missed() == [
         (1, first_ms - 1000 - NOW_MS, first_ms - 1000 - NOW_MS, 1, "overload"),
         (1, last_ms + 1000 - NOW_MS, last_ms + 2000 - NOW_MS, 2, "overload"),
@@ -218,7 +197,7 @@ async def test_ranges_of_two_grids_take_from_each_other_only_what_they_have_in_c
     await store.commit(flush(part(2, [missed(ms(3), ms(9), 3_000), missed(ms(0), ms(0), 7_000)])))
     assert await tables.missed() == [(1, 0, 6000, 4, "overload"), (1, 3000, 3000, 1, "overload"),
                                      (1, 9000, 9000, 1, "overload")]  # fmt: skip
-    await store.commit(flush(late(part(1, [result(1, ms(4)), result(1, ms(3))], stream=S2))))
+    await store.commit(flush(part(1, [result(1, ms(4)), result(1, ms(3))], stream=S2)))
     assert await tables.missed() == [(1, 0, 2000, 2, "overload"), (1, 6000, 6000, 1, "overload"),
                                      (1, 9000, 9000, 1, "overload")]  # fmt: skip
 
@@ -267,7 +246,7 @@ async def test_rows_are_looked_up_however_small_the_tables_are(store, tables, da
 async def test_late_results_without_a_missed_range_cost_one_question(store, tables, monkeypatch):
     await store.commit(flush(part(1, [missed(ms(-900), ms(-800), project_id=n) for n in range(1, 200)])))
     statements = Statements(store, monkeypatch)
-    await store.commit(flush(late(part(1, [result(n, ms(n)) for n in range(1, 500)], stream=S2))))
+    await store.commit(flush(part(1, [result(n, ms(n)) for n in range(1, 500)], stream=S2)))
     [question] = statements.look_ups()
     assert "LIMIT 100" in question
 
@@ -276,7 +255,7 @@ async def test_ranges_of_others_at_the_time_are_not_touched(store, tables):
     await store.commit(flush(part(1, [missed(ms(n), ms(n + 1), project_id=n) for n in range(1, 400)])))
     before = await tables.missed()
     ids = await tables.conn.fetch("SELECT ctid::text FROM missed_polls ORDER BY project_id")
-    await store.commit(flush(late(part(1, [result(n, ms(n + 2)) for n in range(1, 400)], stream=S2))))
+    await store.commit(flush(part(1, [result(n, ms(n + 2)) for n in range(1, 400)], stream=S2)))
     assert await tables.missed() == before
     assert await tables.conn.fetch("SELECT ctid::text FROM missed_polls ORDER BY project_id") == ids
 
@@ -295,7 +274,7 @@ async def test_an_outage_is_freed_flush_by_flush(store, tables, monkeypatch):
     monkeypatch.setattr(taken, "store_ranges", counting)
     for seq, start in enumerate(range(0, ticks, per_flush), start=1):
         rows = [result(n, ms(tick)) for tick in range(start, start + per_flush) for n in range(projects)]
-        await store.commit(flush(late(part(seq, rows, stream=S2))))
+        await store.commit(flush(part(seq, rows, stream=S2)))
         left = ticks - start - per_flush
         assert [(row[0], row[3]) for row in await tables.missed()] == [(n, left) for n in range(projects) if left]
     assert rewritten == [projects] * (ticks // per_flush - 1) + [0]
@@ -307,10 +286,10 @@ async def test_very_many_ranges_of_one_project_in_a_flush(store, tables):
     async with asyncio.timeout(30):
         await store.commit(flush(part(1, [missed(ms(n * 2), ms(n * 2)) for n in range(20_000)])))
         assert await tables.conn.fetchval("SELECT count(*) FROM missed_polls") == 20_000
-        await store.commit(flush(late(part(1, [missed(ms(0), ms(39_999))], stream=S2))))
+        await store.commit(flush(part(1, [missed(ms(0), ms(39_999))], stream=S2)))
         assert await tables.conn.fetchval("SELECT sum(ticks) FROM missed_polls") == 40_000
         rows = [result(1, ms(n)) for n in range(0, 40_000, 3)]
-        await store.commit(flush(late(part(2, rows, stream=S2))))
+        await store.commit(flush(part(2, rows, stream=S2)))
     assert await tables.conn.fetchval("SELECT sum(ticks) FROM missed_polls") == 40_000 - len(rows)
 
 
@@ -329,12 +308,12 @@ async def test_after_duplicates_the_next_flush_does_not_run_into_them(store, tab
     await store.commit(flush(part(1, [result(n) for n in range(1, 301)])))
     for seq in range(1, 4):
         rows = [result(n) for n in range(seq * 90, seq * 90 + 10)] + [result(1000 * seq + n) for n in range(10)]
-        outcome = await store.commit(flush(late(part(seq, rows, stream=S2))))
+        outcome = await store.commit(flush(part(seq, rows, stream=S2)))
         assert (outcome.written, outcome.duplicates) == (10, 10)
     assert caplog.text.count("is written carefully") == 1, "the first one"
-    outcome = await store.commit(flush(late(part(4, [result(9001)], stream=S2))))
+    outcome = await store.commit(flush(part(4, [result(9001)], stream=S2)))
     assert (outcome.written, outcome.duplicates) == (1, 0)
-    outcome = await store.commit(flush(late(part(5, [result(9001)], stream=S2))))
+    outcome = await store.commit(flush(part(5, [result(9001)], stream=S2)))
     assert (outcome.written, outcome.duplicates) == (0, 1)
     assert caplog.text.count("is written carefully") == 2, "one without duplicates ended it"
 
