@@ -121,7 +121,7 @@ class Ownership:
             partition.resume = partition.resume or _after_loss(partition)
         else:
             partition.resume = Resume(cut.cut_ms, "handover", cut.waiting)
-            partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
+        partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
         return True
 
     def settled(self, entry: BusyProject) -> int | None:

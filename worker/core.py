@@ -266,7 +266,7 @@ class WorkerCore:
             polls += len(cut.waiting)
             if polls > WAITING_PER_MESSAGE:
                 break
-            cuts.append(cut)
+            cuts.append(self._still(cut))
         hello = Hello(self.name, self.incarnation, self._pid, self.stream_id, slice_, held, cuts, draining)
         return TellCoordinator(hello)
 
@@ -349,7 +349,7 @@ class WorkerCore:
             return []
         cuts = []
         for index in indices:
-            cut = self.ticker.revoke(index, now_ms) or self._cuts.get(index) or Cut(index, 0, None)
+            cut = self.ticker.revoke(index, now_ms) or self._still(self._cuts.get(index) or Cut(index, 0, None))
             self._unconfirmed.discard(index)
             self._cuts.pop(index, None)  # the newest last
             self._cuts[index] = msgspec.structs.replace(cut, fresh=False)
@@ -369,6 +369,16 @@ class WorkerCore:
         if some:
             effects.append(TellCoordinator(Released(self.link.session, some)))
         return effects
+
+    def _still(self, cut: Cut) -> Cut:
+        """A cut of before as it is now: polls that were in flight then may have ended, and nobody would settle them."""
+        flights = self.ticker.flights
+        busy = [
+            entry
+            for entry in cut.busy
+            if (flight := flights.get(entry.project_id)) is not None and flight.until_ms == entry.until_ms
+        ]
+        return cut if len(busy) == len(cut.busy) else msgspec.structs.replace(cut, busy=busy)
 
     # ---- the end --------------------------------------------------------------------------------------------------
 

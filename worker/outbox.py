@@ -209,9 +209,11 @@ class Outbox:
     def opened(self, stream_id: str, now_ms: int) -> None:
         """A further stream: what is new goes there, and the one so far becomes backlog."""
         self._opening = False
-        self._backlog[self.live.stream_id] = self.live
+        parked = self.live
+        self._backlog[parked.stream_id] = parked
         self.live = self._open(stream_id, now_ms)
         self._own.append(self.live)
+        self._after_acknowledgement(parked)  # everything may be acknowledged by now
 
     # ---- the writer -----------------------------------------------------------------------------------------------
 

@@ -108,6 +108,10 @@ class WorkerService:
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not self._exit.done():
+            if self._context.settings.replay:
+                self._driver.close()
+                logger.warning("interrupted; what is not delivered stays in the WAL")
+                return 1
             self._driver.submit(StopRequested())
         end = await self._exit
         self._driver.close()

@@ -29,6 +29,7 @@ DATABASE_POLL_S = 1.0
 PROGRESS_S = 5.0
 WRITER_END_S = 60.0  # everything is committed then
 INTERRUPTED_END_S = 5.0
+ABANDONED_END_S = 1.0  # of a writer whose worker has ended: nobody hears what it commits yet
 CLOSE_S = 5.0
 
 T = TypeVar("T")
@@ -226,14 +227,14 @@ class Replay:
             await self._end_roles()
 
     async def _end_roles(self) -> None:
-        for role in self._roles.values():
-            role.terminate()
-        if ended := {role.ended for role in self._roles.values()}:
-            _, left = await asyncio.wait(ended, timeout=INTERRUPTED_END_S)
-            if left:  # nothing is lost: what is not acknowledged stays in the WAL
-                for role in self._roles.values():
-                    role.kill()
-                await asyncio.wait(left)
+        """Nothing is lost by it: what is not acknowledged stays in the WAL."""
+        for name, patience_s in (("worker", INTERRUPTED_END_S), ("writer", ABANDONED_END_S)):
+            role = self._roles.get(name)
+            if role is not None:
+                role.terminate()
+                await asyncio.wait({role.ended}, timeout=patience_s)
+                role.kill()
+                await role.ended
 
     async def _show_progress(self) -> None:
         while True:

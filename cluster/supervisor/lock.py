@@ -108,8 +108,9 @@ def _acquire(path: Path) -> IO[str]:
             file.close()
             if time.monotonic() > deadline:
                 data_dir = path.parent.parent
+                where = f", status at http://{holder.http}" if holder.http else ""
                 raise ClusterError(
-                    f"a cluster is already running on {data_dir} (pid {holder.pid}, status at http://{holder.http}); "
+                    f"a cluster is already running on {data_dir} (pid {holder.pid}{where}); "
                     "stop it with `cluster down`, or choose another --data-dir",
                     code="already_running",
                 ) from None

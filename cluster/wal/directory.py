@@ -74,7 +74,7 @@ class WalDirectory:
 
     @property
     def bytes_on_disk(self) -> int:
-        return sum(log.bytes_on_disk for log in self._logs)
+        return sum(log.bytes_on_disk for log in self._logs if not log.closed)
 
     def create(self, stream_id: str) -> StreamLog:
         """A new stream.  Raises WalError."""

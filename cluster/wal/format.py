@@ -170,7 +170,9 @@ def scan(buffer: bytes, *, at: int = 0, final: bool) -> Scan:
             return Scan(found, start, offset + length - start)
         if lost_at < 0:
             lost_at = offset
-        offset = _next_magic(buffer, offset + 1)
+        offset = buffer.find(ENTRY_MAGIC, offset + 1)
+        if offset < 0:
+            break
     if lost_at >= 0 and not final:
         return Scan(found, lost_at, size - lost_at + 1)
     if lost_at >= 0:
@@ -219,15 +221,3 @@ def _entry_at(buffer: bytes, offset: int, size: int) -> tuple[Entry | None, int]
     if crc != _extend(_extend(0, buffer[rest_at:body_at]), body):
         return None, 0
     return Entry(seq, body, records, records_before, bytes_before), end - offset
-
-
-def _next_magic(buffer: bytes, offset: int) -> int:
-    """Where the next entry might begin, a part of a magic at the very end included."""
-    found = buffer.find(ENTRY_MAGIC, offset)
-    if found >= 0:
-        return found
-    for length in (3, 2, 1):
-        start = len(buffer) - length
-        if start >= offset and buffer.endswith(ENTRY_MAGIC[:length]):
-            return start
-    return len(buffer)

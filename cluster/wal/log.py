@@ -147,11 +147,11 @@ class StreamLog:
             try:
                 return reader.read(extent, seq, bytes_max=bytes_max, entries_max=entries_max, one=one)
             except FileNotFoundError:
-                self._gone_astray(extent.segment)
+                self._file_is_gone(extent.segment)
             except OSError as error:
                 raise WalError.of(error, "read", extent.segment.path) from error
 
-    def _gone_astray(self, segment: Segment) -> None:
+    def _file_is_gone(self, segment: Segment) -> None:
         """There is no file of that name: we have just deleted it, or somebody else did."""
         with self._chain.lock:
             if segment not in self._chain.segments:
@@ -225,9 +225,11 @@ class StreamLog:
 
         Empty when everything is acknowledged, or when the segment can't be read or deleted, which is said in the log.
         """
-        while segments := self._chain.segments:
-            segment = segments[0]
+        while True:
             with self._chain.lock:
+                if not self._chain.segments:
+                    return []
+                segment = self._chain.segments[0]
                 self._appender.seal(segment)
                 last_seq = self._chain.last_seq_of(0)
             entries: list[Entry] = []
@@ -246,7 +248,6 @@ class StreamLog:
                 return []
             if entries:
                 return entries
-        return []
 
     def _delete(self, segment: Segment) -> int:
         with self._chain.lock:

@@ -186,6 +186,34 @@ def test_a_page_may_be_zeros_or_noise_or_somebody_elses(original, tmp_path):
         check(original, tmp_path, number, bytes(content), lost)
 
 
+def test_a_disk_may_write_where_it_should_not(original, tmp_path):
+    """Whole entries in the place of others: what is there at all is delivered in order."""
+    places = [place for place in original.places if place[0] == 1]
+    content = original.contents[1]
+    one, two, three = (content[begin:end] for _, begin, end in places)
+    header = content[:SEGMENT_HEADER_BYTES]
+    first = original.contents[0][SEGMENT_HEADER_BYTES : original.places[0][2]]
+    assert check(original, tmp_path, 1, header + three + two + three, {3}) == 1
+    for shuffled in (
+        three + two + one,
+        two + one + three,
+        two + three + one,
+        one + one + two + two + three,
+        first + one + two + three,
+    ):
+        check(original, tmp_path, 1, header + shuffled, set())
+
+
+def test_damage_is_counted_once_even_if_it_is_read_in_portions(original, tmp_path, monkeypatch):
+    content = bytearray(original.contents[1])
+    content[SEGMENT_HEADER_BYTES + 10] ^= 1
+    content[original.places[4][1] + 10] ^= 1
+    monkeypatch.setattr("cluster.wal.log.ENTRIES_MAX", 1)
+    assert check(original, tmp_path, 1, bytes(content), {3, 4}) == 1
+    last = original.contents[2][: SEGMENT_HEADER_BYTES + 10]
+    assert check(original, tmp_path, 2, last, {6, 7, 8}) == 1
+
+
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 420, b"nonsense", bytes(range(256)) * 4], ids=["empty", "zeros", "text", "bytes"]

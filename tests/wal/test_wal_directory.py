@@ -590,6 +590,24 @@ def test_after_adoption_what_was_acknowledged_long_ago_goes_when_it_is_acknowled
     wal.close()
 
 
+def test_after_adoption_a_database_that_was_set_back_counts_from_when_it_has_it_again(tmp_path):
+    now_s = time.time()
+    wal = directory(tmp_path)
+    log, _ = written(wal)
+    log.acknowledged(22, now_s)
+    os.utime(log.path / "acked", (now_s - 590, now_s - 590))
+    crash(log)
+    (log,) = wal.adopt(1)
+    assert log.acked_seq == 22
+    log.acknowledged(3, now_s)
+    log.acknowledged(22, now_s)
+    log.expire(now_s + 599)
+    assert log.first_seq == 1
+    log.expire(now_s + 600)
+    assert log.first_seq == 21
+    wal.close()
+
+
 # ---- the listing ----------------------------------------------------------------------------------------------------
 
 

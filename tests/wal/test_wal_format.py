@@ -152,6 +152,16 @@ def test_entries_are_read_back_in_pieces_of_any_size(entries, size, at):
         assert item.end - item.offset == ENTRY_HEADER_BYTES + len(entry.body)
 
 
+@given(st.lists(ENTRIES, min_size=1, max_size=3), st.integers(1, 400))
+def test_an_entry_may_hold_entries(inner, size):
+    """They are its content, however little of it has been read."""
+    before, after = Entry(1, b"before", 1, 0, 0), Entry(3, b"after", 1, 2, 12)
+    outer = Entry(2, encoded(*inner), 1, 1, 6)
+    found = scan_in_pieces(encoded(before, outer, after), size)
+    assert entries_in(found) == [before, outer, after]
+    assert damage_in(found) == []
+
+
 @given(ENTRIES, st.data())
 def test_no_bit_of_an_entry_can_flip_unseen(entry, data):
     before, after = Entry(1, b"before", 1, 0, 0), Entry(3, b"after", 1, 2, 12)

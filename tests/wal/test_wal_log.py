@@ -352,6 +352,15 @@ def test_few_files_stay_open_though_nobody_syncs(log, source):
     assert open_segments() == set()
 
 
+def test_what_is_gone_needs_no_sync(log, source):
+    for _ in range(10):
+        fill(log, source, 20)
+        log.acknowledged(log.last_seq, NOW_S)
+        log.expire(NOW_S + 600)
+    log.append(source.take(1))
+    assert len(log._appender.unsynced) <= 2
+
+
 def test_an_adopted_stream_is_synced_once_more(wal, log, source, monkeypatch):
     """Whoever wrote it may have been killed before it was."""
     fill(log, source)

@@ -51,6 +51,12 @@ async def until(condition, what="it", deadline_s=DEADLINE_S):
     return found
 
 
+async def turns():
+    """What was to be said at once would have been."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 class Recording:
     """A recorder, what it told its core, and the live stream's source of batches."""
 
@@ -203,7 +209,7 @@ async def test_off_says_written_at_once_and_never_syncs(recording, disk):
     assert worker.events == [WalWritten(worker.live, 3)]
     worker.recorder.beat()
     worker.write(1)
-    await asyncio.sleep(0.03)
+    assert worker.recorder._sync_timer is None
     await worker.close()
     assert disk.syncs == []
 
@@ -230,7 +236,7 @@ async def test_batch_says_written_when_the_fsync_that_covers_it_returned(recordi
     await until(lambda: disk.syncs)
     worker.write(2)  # while the disk is busy: these share the next one
     worker.write(1)
-    await asyncio.sleep(0.03)
+    await turns()
     assert worker.events == []
     disk.free.set()
     await worker.told(WalWritten, 2)
@@ -492,7 +498,7 @@ async def test_a_read_waits_in_the_thread_and_not_in_the_loop(recording, disk):
     entries = worker.write(2)
     await until(lambda: disk.syncs)
     worker.recorder.perform(ReadWal(worker.live, 1, 1 << 20))
-    await asyncio.sleep(0.02)
+    await turns()
     assert worker.events == []
     disk.free.set()
     assert await worker.told(WalRead) == WalRead(worker.live, entries)
@@ -1000,7 +1006,7 @@ async def test_close_waits_for_what_is_in_progress(recording, disk, tmp_path):
     await until(lambda: disk.syncs)
     worker.recorder.perform(ReadWal(worker.live, 1, 1 << 20))
     closing = asyncio.ensure_future(worker.close())
-    await asyncio.sleep(0.02)
+    await turns()
     assert not closing.done()
     disk.free.set()
     await asyncio.wait_for(closing, DEADLINE_S)
