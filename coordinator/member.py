@@ -116,6 +116,9 @@ class Member:
     def released(self, cut: Cut, mark_ms: int | None, now_ms: int) -> None:
         """It gave a partition up, and answers for what it did before the cut until that is committed."""
         if cut.cut_ms is not None:
+            earlier = self.debts.get(cut.partition)  # it had the partition before, and still owes for that, too
+            if earlier is not None:
+                mark_ms = None if mark_ms is None or earlier.after_ms is None else min(mark_ms, earlier.after_ms)
             self.debts[cut.partition] = Debt(mark_ms, cut.cut_ms)
             self.handed_busy = [entry for entry in self.handed_busy if entry.until_ms > now_ms] + cut.busy
 

@@ -65,6 +65,7 @@ STRANGER_MS = 1_000
 STRANGERS_MAX = 1_024
 STREAMS_MAX = 4_096
 STREAM_BATCHES_MAX = 16_384  # of one stream waiting: batches of next to nothing cost memory, too
+STOP_AWAY_MS = 5_000  # for a database that is away: what it does not get is in the workers' WAL
 IDLE_MS = 600_000
 HOUSEKEEPING_MS = 10_000
 RATE_WINDOW_MS = 10_000
@@ -150,7 +151,7 @@ class WriterCore:
             case DatabaseFailed():
                 self._on_failed(event, now_ms, effects)
             case StopRequested(grace_ms):
-                self._stop_deadline = now_ms + grace_ms
+                self._stop_deadline = now_ms + (min(grace_ms, STOP_AWAY_MS) if self._error else grace_ms)
             case _:
                 assert_never(event)
         self._advance(now_ms, effects)

@@ -110,7 +110,7 @@ class WriterService:
             await self._close(storing)
         if uncommitted:
             why = self._last_error or "the database did not answer in time"
-            logger.error("stopped with %d results not committed within %d s: %s", uncommitted, settings.grace_s, why)
+            logger.error("stopped with %d results not committed, which wait in the workers' WAL: %s", uncommitted, why)
             return ExitCode.FAILED
         logger.info("writer stopped: everything received is committed")
         return ExitCode.DONE

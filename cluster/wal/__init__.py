@@ -13,10 +13,10 @@ for a database that fails over to an older state.  Files::
 Directories have mode 0700, files 0600.  A stream whose directory nobody has locked is an *orphan*: its process died,
 and any worker of the data directory may adopt it.
 
-Modules: ``format`` (pure) has the bytes and ``segment`` the file operations.  ``directory`` is the worker's share of the
-disk, ``log`` one stream in it: ``chain`` its segments, which ``appender`` writes, ``syncer`` makes safe and ``reader``
-reads past damage; ``acked`` notes how far it was acknowledged.  ``recovery`` opens what was left behind, ``quarantine``
-keeps what can't be used, ``listing`` looks without touching, ``errors`` has what is raised.
+Modules: ``format`` (pure) has the bytes and ``segment`` the file operations.  ``directory`` is the worker's share of
+the disk, ``log`` one stream in it: ``chain`` its segments, which ``appender`` writes, ``syncer`` makes safe and
+``reader`` reads past damage; ``acked`` notes how far it was acknowledged.  ``recovery`` opens what was left behind,
+``quarantine`` keeps what can't be used, ``listing`` looks without touching, ``errors`` has what is raised.
 
 Rules: an entry is delivered in order and once, or as a hole (an empty body) when its content is lost; damage is never
 an exception but a counted range and one line in the log; a failed fsync is never tried again on the same file.  There

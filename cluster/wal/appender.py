@@ -30,7 +30,7 @@ class Appender:
         self._chain = chain
         self._key = stream_key
         self._worker = worker
-        self._segment_bytes = segment_bytes
+        self.segment_bytes = segment_bytes
 
     def append(self, entries: Sequence[Entry]) -> None:
         chain = self._chain
@@ -42,7 +42,7 @@ class Appender:
                 return
             buffers = _encode(entries, chain.last_seq)
             segment = self.active
-            if segment is not None and segment.end + sum(map(len, buffers)) <= self._segment_bytes:
+            if segment is not None and segment.end + sum(map(len, buffers)) <= self.segment_bytes:
                 self._write(segment, buffers)
             else:
                 segment = self.create(entries[0].seq, chain.records_total, chain.bytes_total, buffers)

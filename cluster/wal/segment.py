@@ -43,7 +43,6 @@ class Segment(msgspec.Struct, eq=False, kw_only=True):
     fd: int | None = None  # while it is written to, and until it is synced
     synced_end: int = 0
     unlisted: bool = False  # its name is not safe in the directory yet
-    is_copy: bool = False  # of what could not be synced elsewhere
     acked_at_s: float | None = None  # when its last entry was acknowledged
     lost: bool = False  # somebody removed the file; the entries in it are holes
     stuck: bool = False  # it could not be deleted, which was said

@@ -1,9 +1,10 @@
 """Makes safe what was appended: fdatasync for each file with something new, fsync for the directory with a new file.
 
-Each is called once for the same bytes.  After a failure nobody knows what is on the disk, and the kernel may have
-dropped what it could not write: that segment is sealed and never synced again; what was not safe in it is read back
-and written to a new segment, which is synced in turn.  If that fails, too, it stays as it is: whole, but not safe
-against a power failure.  A file that somebody removed is written again from its open descriptor.
+Each is called once for the same file and bytes.  After a failure nobody knows what is on the disk, and the kernel may
+have dropped what it could not write: that segment is sealed and never synced again; what was not safe in it is read
+back and written to a new segment, which is synced in turn.  If that fails, too, the next call begins with another copy,
+of at most a segment's size, and looks at nothing else before that one is safe: a disk that goes on failing costs one
+copy for each call.  A file that somebody removed is written again from its open descriptor.
 
 The lock is not held while waiting for the disk, only while copying.
 """
@@ -41,32 +42,29 @@ class Syncer:
         self._directory_fd = directory_fd
         self._parents = list(parents)
         self._ledger = chain.ledger
-        self._failed: list[Segment] = []  # not copied yet
+        self._failed: list[Segment] = []  # not copied yet, in order
         self._syncing = threading.Lock()
 
     def sync(self) -> None:
-        """Raises WalError when anything failed, even if it is safe now."""
+        """Raises WalError when anything failed, even if it is safe now.  Without an error everything is."""
         with self._syncing:
-            problem = self._copy_failed()
-            failure = self._sync_once()
-            if failure is not None and self._copy_failed() is None:
-                failure = self._sync_once() or failure
-            problem = failure or problem
+            problem = self._copy_and_sync()
+            if problem is None:
+                problem = self._sync_all()
+                if problem is not None:
+                    problem = self._copy_and_sync() or problem
             if problem is not None:
                 raise problem
 
     def rescue(self, segment: Segment) -> None:
         """Somebody removed the file while it was open.  Raises WalError when it can't be written again."""
         with self._chain.lock:
-            if segment in self._chain.segments and segment not in self._failed:
-                segment.synced_end = 0
-                self._appender.unsynced = [each for each in self._appender.unsynced if each is not segment]
-                self._appender.seal(segment)
-                self._failed = [*self._failed, segment]
-                logger.warning("somebody removed %s, which is in use; what was in it is written again", segment.path)
-        problem = self._copy_failed()
-        if problem is not None:
-            raise problem
+            if segment not in self._chain.segments or segment.fd is None:
+                return
+            logger.warning("somebody removed %s, which is in use; what was in it is written again", segment.path)
+            segment.synced_end = 0
+            self._fail(segment)
+            self._copy([segment])
 
     def close(self) -> None:
         with self._syncing, self._chain.lock:
@@ -75,14 +73,32 @@ class Syncer:
             for segment in self._chain.segments:
                 segment.close()
 
-    def _sync_once(self) -> WalError | None:
-        chain, appender = self._chain, self._appender
-        with chain.lock:
-            if chain.closed:
+    def _copy_and_sync(self) -> WalError | None:
+        """What failed, as long as the disk takes it."""
+        while self._failed:
+            try:
+                with self._chain.lock:
+                    copy = self._copy(self._group())
+            except WalError as error:
+                return error
+            if copy is not None:
+                problem = self._sync([copy])
+                if problem is not None:
+                    return problem
+        return None
+
+    def _sync_all(self) -> WalError | None:
+        with self._chain.lock:
+            there = set(self._chain.segments)
+            self._appender.unsynced = [segment for segment in self._appender.unsynced if segment in there]
+            segments = self._appender.unsynced
+        return self._sync(segments)
+
+    def _sync(self, segments: Sequence[Segment]) -> WalError | None:
+        with self._chain.lock:
+            if self._chain.closed:
                 return None
-            there = set(chain.segments)
-            appender.unsynced = [segment for segment in appender.unsynced if segment in there]
-            jobs = [job for segment in appender.unsynced if (job := self._job(segment)) is not None]
+            jobs = [job for segment in segments if (job := self._job(segment)) is not None]
             parents, self._parents = self._parents, []
         for job in jobs:
             job.sync()
@@ -99,7 +115,7 @@ class Syncer:
                 _sync_directory(parent)
             except OSError as error:
                 failure = WalError.of(error, "fsync", parent)
-        with chain.lock:
+        with self._chain.lock:
             for job in jobs:
                 failure = self._settle(job) or failure
         return failure
@@ -117,61 +133,69 @@ class Syncer:
         return _SyncJob(segment=segment, end=segment.end, fd=fd)
 
     def _settle(self, job: "_SyncJob") -> WalError | None:
-        chain, appender, segment = self._chain, self._appender, job.segment
-        if segment not in chain.segments or segment in self._failed:  # deleted, or rescued, meanwhile
+        segment = job.segment
+        if segment not in self._chain.segments or segment in self._failed:  # deleted, or rescued, meanwhile
             return None
         if job.error is None:
             segment.synced_end = job.end
             segment.unlisted = False
             if segment.end == job.end:
-                appender.unsynced = [each for each in appender.unsynced if each is not segment]
-                if segment is not appender.active:
-                    segment.close()
+                self._forget(segment)
             return None
         if job.all_unsafe:
             segment.synced_end = 0
-        appender.unsynced = [each for each in appender.unsynced if each is not segment]
-        appender.seal(segment)
-        if segment.is_copy and not job.removed:
-            segment.close()
-            advice = "its batches are not safe against a power failure; check the disk"
-        else:
-            self._failed = [*self._failed, segment]
-            advice = "what was not safe is written to a new segment; check the disk"
+        self._fail(segment)
+        advice = "what was not safe is written to a new segment; check the disk"
         return WalError.of(job.error, "make safe", segment.path, advice)
 
-    def _copy_failed(self) -> WalError | None:
-        """What can't be copied now is tried again the next time."""
-        with self._chain.lock:
-            while self._failed and not self._chain.closed:
-                segment = self._failed[0]
-                if segment in self._chain.segments:
-                    try:
-                        self._copy(segment)
-                    except WalError as error:
-                        return error
-                self._failed = self._failed[1:]
-        return None
+    def _forget(self, segment: Segment) -> None:
+        """It is safe, or no longer what is to be made safe."""
+        self._appender.unsynced = [each for each in self._appender.unsynced if each is not segment]
+        if segment is not self._appender.active:
+            segment.close()
 
-    def _copy(self, segment: Segment) -> None:
-        """What was not safe of it.  Raises WalError."""
-        try:
-            entries = self._read_back(segment)
-        except FileNotFoundError:
-            self._chain.lose(segment)
-            return
-        except OSError as error:
-            raise WalError.of(error, "read", segment.path) from error
+    def _fail(self, segment: Segment) -> None:
+        """Nothing is appended to it and no fsync tried any more.  It stays open: it may have lost its name."""
+        self._appender.unsynced = [each for each in self._appender.unsynced if each is not segment]
+        self._appender.seal(segment)
+        self._failed = sorted([*self._failed, segment], key=lambda each: (each.first_seq, each.generation))
+
+    def _group(self) -> list[Segment]:
+        """Of what failed, the first and as many after it as one segment may hold."""
+        there = set(self._chain.segments)
+        self._failed = [segment for segment in self._failed if segment in there]
+        group: list[Segment] = []
+        size_bytes = HEADER_END
+        for segment in self._failed:
+            size_bytes += segment.end - max(segment.synced_end, HEADER_END)
+            if group and size_bytes > self._appender.segment_bytes:
+                break
+            group.append(segment)
+        return group
+
+    def _copy(self, group: Sequence[Segment]) -> Segment | None:
+        """What was not safe of segments that failed, in a new one; None when nothing is left.  Raises WalError."""
+        entries: list[Entry] = []
+        for segment in group:
+            try:
+                entries += self._read_back(segment)
+            except FileNotFoundError:
+                self._chain.lose(segment)
+            except OSError as error:
+                raise WalError.of(error, "read", segment.path) from error
+        copy = None
         if entries:
             first, last = entries[0], entries[-1]
             buffers = [part for entry in entries for part in (encode_entry_header(entry), entry.body)]
             copy = self._appender.create(first.seq, first.records_before, first.bytes_before, buffers)
-            copy.is_copy = True
-            copy.acked_at_s = segment.acked_at_s
+            copy.acked_at_s = group[-1].acked_at_s
             logger.warning("batches %d to %d were written again, to %s", first.seq, last.seq, copy.path)
-        segment.close()
-        if segment.synced_end == 0:  # nothing in it is safe, and everything is elsewhere
-            self._discard(segment)
+        for segment in group:
+            self._failed = [each for each in self._failed if each is not segment]
+            segment.close()
+            if segment.synced_end == 0:  # nothing in it is safe, and everything is elsewhere
+                self._discard(segment)
+        return copy
 
     def _read_back(self, segment: Segment) -> list[Entry]:
         entries: list[Entry] = []
@@ -191,6 +215,8 @@ class Syncer:
         return entries
 
     def _discard(self, segment: Segment) -> None:
+        if segment.lost:  # it keeps the place of what is missing
+            return
         try:
             remove_file(segment.path)
         except OSError as error:
@@ -204,7 +230,6 @@ class _SyncJob(msgspec.Struct, eq=False, kw_only=True):
     end: int
     fd: int
     error: OSError | None = None
-    removed: bool = False
     all_unsafe: bool = False
 
     def sync(self) -> None:
@@ -213,7 +238,7 @@ class _SyncJob(msgspec.Struct, eq=False, kw_only=True):
             return
         try:
             if is_removed(self.fd):
-                self.removed = self.all_unsafe = True
+                self.all_unsafe = True
                 self.error = FileNotFoundError(errno.ENOENT, "somebody removed it")
             else:
                 os.fdatasync(self.fd)

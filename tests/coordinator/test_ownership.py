@@ -1,5 +1,7 @@
 """Partitions through grants, cuts, deaths and restarts: where the next owner goes on."""
 
+import random
+
 import pytest
 
 from cluster.messages.control import BusyProject, Cut, WaitingPoll
@@ -176,13 +178,46 @@ def test_only_a_heartbeat_made_after_the_grant_speaks_for_it():
     assert book.partitions[P].mark_ms == 50_000
 
 
-def test_a_mark_stops_before_what_is_not_committed_and_never_goes_back():
+def test_a_mark_stops_before_what_is_not_committed():
     book = ownership()
     granted(book)
     book.committed("a", 2, 9_000, {P: 6_000})
     assert book.partitions[P].mark_ms == 5_999
+
+
+def test_an_old_heartbeat_does_not_take_a_mark_back():
+    book = ownership()
+    granted(book)
+    book.committed("a", 2, 9_000, {})
     book.committed("a", 2, 5_000, {})
-    assert book.partitions[P].mark_ms == 5_999
+    assert book.partitions[P].mark_ms == 9_000
+
+
+def test_a_mark_goes_back_for_a_tick_that_lags():
+    """Of a project that the owner heard of after it had made the mark."""
+    book = ownership()
+    granted(book)
+    book.committed("a", 2, 9_000, {})
+    book.committed("a", 3, 10_000, {P: 8_500})
+    assert book.partitions[P].mark_ms == 8_499
+    book.lost("a")
+    assert book.partitions[P].resume == Resume(8_499, "handover")
+
+
+def test_what_lags_in_another_partition_does_not_matter():
+    book = ownership()
+    granted(book)
+    book.committed("a", 2, 9_000, {OTHER: 4_000})
+    assert book.partitions[P].mark_ms == 9_000
+    assert book.partitions[OTHER].mark_ms is None
+
+
+def test_while_a_revoke_is_under_way_no_heartbeat_speaks_for_the_partition():
+    book = ownership()
+    granted(book)
+    book.partitions[P].revoked_at_ms = 8_000
+    book.committed("a", 2, 9_000, {})
+    assert book.partitions[P].mark_ms == 1_000
 
 
 def test_a_heartbeat_of_another_does_not_speak_for_it():
@@ -229,6 +264,15 @@ def test_busy_polls_of_two_former_owners_are_both_waited_for():
     assert book.still_busy(P, 0) == [BUSY, second]
 
 
+def test_a_poll_in_flight_is_waited_for_whatever_its_cut_is_worth():
+    """The cut is of an older grant, and no resume point; the poll runs all the same."""
+    book = ownership(mark_ms=20_000)
+    book.granted(P, "a", 3, 5)
+    book.session_opened("a")
+    assert released(book, cut(cut_ms=9_000, epoch=1, busy=[BUSY], fresh=False), "a")
+    assert book.still_busy(P, 0) == [BUSY]
+
+
 def test_a_resume_point_never_lies_before_the_cut_it_came_from():
     book = ownership(mark_ms=20_000)
     granted(book)
@@ -245,3 +289,27 @@ def test_counts():
     assert book.owned_by("a") == [P]
     assert book.owners()[OTHER] is None
     assert book.marks()[P] == 1_000
+
+
+def test_who_owns_what_is_known_from_both_sides():
+    """By partition and by owner, after whatever happened."""
+    chance = random.Random(1)
+    book = Ownership([])
+    for step in range(2_000):
+        index = chance.randrange(50)
+        worker = chance.choice("abc")
+        partition = book.partitions[index]
+        match chance.choice(["grant", "grant", "release", "adopt", "lose"]):
+            case "grant" if partition.owner in (None, worker):
+                book.granted(index, worker, step, 2)
+            case "release":
+                book.released(Cut(index, partition.epoch, step), worker, same_session=True)
+            case "adopt":
+                book.adopt(index, worker, step)
+            case "lose" if chance.random() < 0.1:
+                had = [each for each, partition in enumerate(book.partitions) if partition.owner == worker]
+                assert sorted(book.lost(worker)) == had
+        for each in "abc":
+            owned = [number for number, owner in enumerate(book.owners()) if owner == each]
+            assert sorted(book.owned_by(each)) == owned
+        assert book.assigned() == sum(owner is not None for owner in book.owners())

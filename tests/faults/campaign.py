@@ -68,6 +68,7 @@ class Runner:
 
     def do(self, number, fault):
         stage, watch = self.stage, self.stage.watch
+        stage.let_pass(fault.waits_s)
         slewing_s = stage.clock.slewing_s()
         since = time.time()
         fault.inject(stage)

@@ -3,6 +3,7 @@
 A fault is made from a random generator, so a seed gives the same faults again.  ``inject`` does it and returns when it
 is done, ``heal`` ends it; between them ``lasts_s`` pass.  What the judges need to know is in its fields:
 
+    waits_s    before it is done, so that it doesn't always meet the cluster in the same part of its second
     gap_s      how much longer than an interval a project may go unpolled; None: polling may stand still
     sign       what the log says when the cluster has noticed; None: it need not notice
     may_end    names of processes that may end while it is there
@@ -27,7 +28,7 @@ AWAY = r"database.*(is away|failed|is not usable|did not answer)|cannot reach th
 ALL_ROLES = frozenset({"coordinator", "writer"})
 
 
-NOT_CHOSEN = frozenset({"workers", "sign", "may_end", "struck_at", "deaths", "gap_s"})
+NOT_CHOSEN = frozenset({"workers", "waits_s", "sign", "may_end", "struck_at", "deaths", "gap_s"})
 
 
 class WorkerDeath(NamedTuple):
@@ -42,6 +43,7 @@ class Fault:
 
     def __init__(self, rng, workers):
         self.workers = workers
+        self.waits_s = rng.uniform(0.0, 1.0)
         self.lasts_s = 0.0
         self.sign = None
         self.may_end = frozenset()

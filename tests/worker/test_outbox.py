@@ -287,6 +287,20 @@ def test_what_was_sealed_while_the_wal_was_tried_again_follows_at_once():
     assert post.seqs() == [1, 2]
 
 
+def test_a_batch_that_was_written_again_for_nothing_may_be_long_gone_when_that_is_answered():
+    """Another stream's write failed, so this one's is repeated; it is delivered, and evicted, before the answer."""
+    post = Post(held=True).seal(1)
+    post.box.write_failed(post.now)
+    post.later(WRITE_AGAIN_MS)
+    assert post.written() == [[1], [1]]
+    post.answer()
+    post.box.opened("s2", post.now)
+    post.take().commit(1)
+    post.box.trim(LIVE, 2)
+    post.take().answer(everything=True)
+    assert post.box.empty
+
+
 def test_a_failure_says_nothing_of_what_was_written_before():
     post = Post().seal(2)
     post.disk.failing = True
@@ -465,6 +479,25 @@ def test_while_a_further_stream_is_being_opened_the_old_one_takes_what_comes(sma
     assert max(post.disk.streams[LIVE]) == 41
     post.seal(1).answer(everything=True)
     assert list(post.disk.streams["s2"]) == [1]
+
+
+def test_what_was_acknowledged_before_the_further_stream_was_opened_is_delivered(small):
+    post = Post(held=True)
+    for _ in range(40):
+        post.seal(1).answer()
+    post.commit(1)
+    while post.box.live.acked_seq < 40:
+        post.commit(post.box.live.sent_seq)
+        for effect in [e for e in post.unanswered if isinstance(e, ReadWal)]:
+            post.unanswered.remove(effect)
+            post.box.take_read(LIVE, post.disk.read(LIVE, effect.from_seq, effect.bytes_max))
+            post.take()
+    assert post.box.live.stream_id == LIVE
+    post.heard()
+    post.answer(everything=True)
+    assert post.box.live.stream_id == "s2"
+    assert post.heard() == [StreamEnd(LIVE)]
+    assert post.box.empty
 
 
 def test_a_parked_stream_that_could_not_be_written_is_written_again(small):

@@ -82,7 +82,9 @@ class Recording:
         self.recorder.perform(AcknowledgeWal(stream_id or self.live, seq))
 
     async def open(self):
-        """A further stream, with a source of its own."""
+        """A further stream, with a source of its own; its id is of a later millisecond."""
+        born_at_ms = uuid.UUID(self.live).int >> 80
+        await until(lambda: time.time_ns() // 1_000_000 > born_at_ms)
         self.recorder.perform(OpenStream())
         opened = await self.told(StreamOpened)
         self.live, self.source = opened.stream_id, Source()

@@ -184,6 +184,31 @@ def test_asked_again_it_gives_the_same_cut(play):
     assert [replace(cut, fresh=True) for cut in second.cuts] == first.cuts
 
 
+def test_asked_again_it_names_only_polls_that_still_run(play):
+    """The answer was lost, and so was the word that they had finished: nobody would settle them any more."""
+    play.joined(spec(A), spec(B))
+    play.later(1_000)
+    play.revoke(P)
+    (first,) = of(Released, play.heard())
+    assert {entry.project_id for entry in first.cuts[0].busy} == {A, B}
+    play.finish(A)
+    play.heard()
+    play.revoke(P)
+    (second,) = of(Released, play.heard())
+    assert [entry.project_id for entry in second.cuts[0].busy] == [B]
+    play.finish(B)
+    play.tell(WhoAreYou())
+    (hello,) = of(Hello, play.heard())
+    assert [cut.busy for cut in hello.released] == [[]]
+
+
+def test_a_hello_says_from_where_it_took_its_partitions_over(play):
+    play.reset().limits(5).grant(spec(A), after=START_MS - 5_000).grant(spec(A), after=START_MS)
+    play.tell(WhoAreYou())
+    (hello,) = of(Hello, play.heard())
+    assert [held.resume_after_ms for held in hello.held] == [START_MS - 5_000]
+
+
 def test_asked_for_what_it_never_had_it_says_so(play):
     play.joined()
     play.revoke(OTHER)

@@ -38,6 +38,7 @@ def missed(number, reason="overload"):
 class DiskDouble:
     def __init__(self):
         self.streams = {}  # stream_id -> {seq: Entry}
+        self.last = {}  # stream_id -> the newest seq it ever had
         self.acked = {}  # stream_id -> seq, as the outbox said
         self.failing = False
         self.unreadable = False
@@ -47,11 +48,12 @@ class DiskDouble:
         """The event that answers an effect, None for one that has no answer."""
         match effect:
             case WriteWal(stream_id, entries):
-                log = self.streams.setdefault(stream_id, {})
-                fresh = [entry for entry in entries if entry.seq > max(log, default=0)]
-                if self.failing or (fresh and fresh[0].seq != max(log, default=0) + 1):
+                last = self.last.get(stream_id, 0)
+                fresh = [entry for entry in entries if entry.seq > last]
+                if self.failing or (fresh and fresh[0].seq != last + 1):
                     return WalWriteFailed(stream_id)
-                log.update({entry.seq: entry for entry in fresh})
+                self.streams.setdefault(stream_id, {}).update({entry.seq: entry for entry in fresh})
+                self.last[stream_id] = max(last, entries[-1].seq)
                 return WalWritten(stream_id, entries[-1].seq)
             case ReadWal(stream_id, from_seq, bytes_max):
                 return WalRead(stream_id, [] if self.unreadable else self.read(stream_id, from_seq, bytes_max))
@@ -77,14 +79,16 @@ class DiskDouble:
             from_seq += 1
         return found
 
-    def adopted(self, stream_id, *, worker="worker-1", first_seq=1, acked_seq=0):
+    def drop(self, stream_id, first_seq):
+        """The batches before ``first_seq`` are given up; returns them."""
+        log = self.streams[stream_id]
+        return [log.pop(seq) for seq in sorted(log) if seq < first_seq]
+
+    def adopted(self, stream_id, *, worker="worker-1", first_seq=None, acked_seq=0):
         """What an orphan's finder says of it."""
         log = self.streams[stream_id]
-        last, acked = log[max(log)], log.get(acked_seq)
-        totals = *_totals_with(last), *(_totals_with(acked) if acked else (0, 0))
-        return AdoptedStream(stream_id, worker, first_seq, last.seq, acked_seq, *totals)
-
-
-def _totals_with(entry):
-    """Records and bytes of the stream up to and with this batch."""
-    return entry.records_before + entry.records, entry.bytes_before + len(entry.body)
+        last = log[max(log)]
+        totals = last.records_before + last.records, last.bytes_before + len(last.body)
+        oldest = next((log[seq] for seq in sorted(log) if seq > acked_seq), None)
+        acked = (oldest.records_before, oldest.bytes_before) if oldest else totals
+        return AdoptedStream(stream_id, worker, first_seq or min(log), last.seq, acked_seq, *totals, *acked)
