@@ -192,7 +192,7 @@ class Ticker:
                 return
 
     def finished(self, project_ids: list[int], now_ms: int) -> list[BusyProject]:
-        """Polls have ended.  Returns those whose projects belong to another worker by now."""
+        """Polls have ended.  Returns those that the coordinator is to hear of: it told, or may tell, another owner."""
         moved: list[BusyProject] = []
         for project_id in project_ids:
             flight = self.flights.pop(project_id)
@@ -202,8 +202,7 @@ class Ticker:
             self._next_at(gate)
             if flight.released:
                 moved.append(BusyProject(project_id, flight.until_ms))
-            else:
-                self._unbusy(project_id)
+            self._unbusy(project_id)
         self.start_waiting(now_ms)
         return moved
 
@@ -289,8 +288,9 @@ class Ticker:
             return
         held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason)
         inherited = {entry.project_id: entry for entry in waiting}
+        ours = {entry.project_id for entry in busy if self._is_mine(entry)}
         for entry in busy:
-            if entry.until_ms > now_ms and not self._is_mine(entry):
+            if entry.until_ms > now_ms and entry.project_id not in ours:
                 self._foreign.setdefault(entry.project_id, []).append(entry.until_ms)
                 heappush(self._busy, (entry.until_ms, entry.project_id))
         for spec in specs:
@@ -298,7 +298,7 @@ class Ticker:
             flight = self.flights.get(spec.id)
             scheduled.busy = flight is not None or spec.id in self._foreign
             if flight is not None:
-                flight.released = False
+                flight.released = spec.id in ours  # the coordinator has it on its list, and is to be told
             before = inherited.pop(spec.id, None)
             if before is not None and scheduled.busy:
                 if before.trigger == "tick":

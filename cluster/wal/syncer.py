@@ -50,21 +50,24 @@ class Syncer:
         with self._syncing:
             problem = self._copy_and_sync()
             if problem is None:
-                problem = self._sync_all()
+                problem = self._sync(self._appender.unsynced)
                 if problem is not None:
-                    problem = self._copy_and_sync() or problem
+                    self._copy_and_sync()  # what it says is said the next time
             if problem is not None:
                 raise problem
 
     def rescue(self, segment: Segment) -> None:
         """Somebody removed the file while it was open.  Raises WalError when it can't be written again."""
         with self._chain.lock:
-            if segment not in self._chain.segments or segment.fd is None:
+            if self._chain.closed or segment not in self._chain.segments or segment.fd is None:
                 return
-            logger.warning("somebody removed %s, which is in use; what was in it is written again", segment.path)
             segment.synced_end = 0
-            self._fail(segment)
-            self._copy([segment])
+            if segment not in self._failed:
+                logger.warning("somebody removed %s, which is in use; what was in it is written again", segment.path)
+                self._fail(segment)
+            copy = self._copy([segment])
+            if copy is not None:
+                self._say(copy)
 
     def close(self) -> None:
         with self._syncing, self._chain.lock:
@@ -75,7 +78,7 @@ class Syncer:
 
     def _copy_and_sync(self) -> WalError | None:
         """What failed, as long as the disk takes it."""
-        while self._failed:
+        while self._failed and not self._chain.closed:
             try:
                 with self._chain.lock:
                     copy = self._copy(self._group())
@@ -85,20 +88,16 @@ class Syncer:
                 problem = self._sync([copy])
                 if problem is not None:
                     return problem
+                with self._chain.lock:
+                    self._say(copy)
         return None
-
-    def _sync_all(self) -> WalError | None:
-        with self._chain.lock:
-            there = set(self._chain.segments)
-            self._appender.unsynced = [segment for segment in self._appender.unsynced if segment in there]
-            segments = self._appender.unsynced
-        return self._sync(segments)
 
     def _sync(self, segments: Sequence[Segment]) -> WalError | None:
         with self._chain.lock:
             if self._chain.closed:
                 return None
-            jobs = [job for segment in segments if (job := self._job(segment)) is not None]
+            there = set(self._chain.segments)
+            jobs = [job for segment in segments if segment in there and (job := self._job(segment)) is not None]
             parents, self._parents = self._parents, []
         for job in jobs:
             job.sync()
@@ -161,14 +160,16 @@ class Syncer:
         self._failed = sorted([*self._failed, segment], key=lambda each: (each.first_seq, each.generation))
 
     def _group(self) -> list[Segment]:
-        """Of what failed, the first and as many after it as one segment may hold."""
-        there = set(self._chain.segments)
+        """Of what failed, the first and as many right after it as one segment may hold."""
+        segments = self._chain.segments
+        there = {segment: index for index, segment in enumerate(segments)}
         self._failed = [segment for segment in self._failed if segment in there]
-        group: list[Segment] = []
-        size_bytes = HEADER_END
-        for segment in self._failed:
-            size_bytes += segment.end - max(segment.synced_end, HEADER_END)
-            if group and size_bytes > self._appender.segment_bytes:
+        group = self._failed[:1]
+        size_bytes = sum(segment.end - segment.synced_end for segment in group)
+        for segment in self._failed[1:]:
+            size_bytes += segment.end
+            follows = there[segment] == there[group[-1]] + 1 and segment.synced_end == 0
+            if not follows or size_bytes > self._appender.segment_bytes:
                 break
             group.append(segment)
         return group
@@ -185,17 +186,21 @@ class Syncer:
                 raise WalError.of(error, "read", segment.path) from error
         copy = None
         if entries:
-            first, last = entries[0], entries[-1]
+            first = entries[0]
             buffers = [part for entry in entries for part in (encode_entry_header(entry), entry.body)]
             copy = self._appender.create(first.seq, first.records_before, first.bytes_before, buffers)
             copy.acked_at_s = group[-1].acked_at_s
-            logger.warning("batches %d to %d were written again, to %s", first.seq, last.seq, copy.path)
         for segment in group:
             self._failed = [each for each in self._failed if each is not segment]
             segment.close()
             if segment.synced_end == 0:  # nothing in it is safe, and everything is elsewhere
                 self._discard(segment)
         return copy
+
+    def _say(self, copy: Segment) -> None:
+        if copy in self._chain.segments:  # else it was acknowledged and deleted meanwhile
+            last_seq = self._chain.last_seq_of(self._chain.segments.index(copy))
+            logger.warning("batches %d to %d were written again, to %s", copy.first_seq, last_seq, copy.path)
 
     def _read_back(self, segment: Segment) -> list[Entry]:
         entries: list[Entry] = []

@@ -293,22 +293,59 @@ def test_a_segment_of_which_nothing_is_safe_is_replaced(wal, log, source, disk):
     assert read_all(reopened(wal, log)) == source.entries
 
 
-def test_when_the_copy_fails_too_it_stays_as_it_is(wal, log, source, disk):
+def test_until_a_copy_is_safe_nothing_is_said_to_be(wal, log, source, disk, caplog):
+    """And a disk that goes on failing costs one copy for each call, never an fsync of the same file."""
     log.append(source.take(2, 20))
-    disk.syncs_fail = 2
-    with pytest.raises(WalError, match="are not safe against a power failure; check the disk"):
-        log.sync()
-    synced = len(disk.synced)
-    log.sync()
-    assert len(disk.synced) == synced == 2
     disk.syncs_fail = 1_000_000
-    for _ in range(10):
-        log.append(source.take(1, 20))
-        with pytest.raises(WalError):
+    for calls in range(1, 11):
+        with pytest.raises(WalError, match="cannot make safe"):
             log.sync()
+        assert len(disk.synced) == calls + 1  # the first call began with the segment itself
+        log.append(source.take(1, 20))
+        assert read_all(log) == source.entries
+        assert len(files_of(log)) == 2  # a copy, and what came after it
+    assert len(set(disk.synced)) == len(disk.synced)
+    assert warnings_of(caplog) == []  # each call has raised
+    disk.syncs_fail = 0
+    log.sync()
+    one_warning(caplog, "batches 1 to 2 were written again")
+    assert disk.synced[-1] == files_of(log)[-1].name
+    assert read_all(reopened(wal, log)) == source.entries
+
+
+def test_what_failed_in_a_row_is_copied_together(wal, log, source, disk):
+    """As far as a segment holds it."""
+    for _ in range(12):
+        log.append(source.take(1, 20))
+        log._appender.active = None  # as after other errors
+    assert len(files_of(log)) == 12
+    disk.syncs_fail = 12
+    with pytest.raises(WalError):
+        log.sync()
+    log.sync()
+    assert [path.name for path in files_of(log)] == [f"{1:020d}.1.wal", f"{7:020d}.1.wal"]
     assert read_all(log) == source.entries
-    assert len(files_of(log)) == 11
-    assert len(set(disk.synced)) == len(disk.synced) == 22  # each file once, and its copy once
+    assert log.bytes_on_disk == sum(path.stat().st_size for path in files_of(log))
+    assert read_all(reopened(wal, log)) == source.entries
+
+
+def test_what_did_not_fail_in_between_stays(wal, log, source, disk, monkeypatch):
+    for _ in range(4):
+        log.append(source.take(1, 20))
+        log._appender.active = None
+    failing = {files_of(log)[number].name for number in (0, 1, 3)}
+    fdatasync = disk.fdatasync
+
+    def fail_some(fd):
+        disk.syncs_fail = int(Path(f"/proc/self/fd/{fd}").readlink().name in failing)
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fail_some)
+    with pytest.raises(WalError):
+        log.sync()
+    log.sync()
+    assert [path.name for path in files_of(log)] == [f"{1:020d}.1.wal", f"{3:020d}.wal", f"{4:020d}.1.wal"]
+    assert read_all(log) == source.entries
     assert read_all(reopened(wal, log)) == source.entries
 
 

@@ -172,13 +172,15 @@ class StreamModel(RuleBasedStateMachine):
         """The end of the newest segment is not on the disk, as far as it was not synced."""
         unsynced = self.log._appender.unsynced
         newest = self.log._chain.segments[-1:]
-        if unsynced != newest or not newest or newest[0].is_copy or self.log._syncer._failed:
+        if unsynced != newest or not newest or self.log._syncer._failed:
             return
         segment = newest[0]
         size = data.draw(st.integers(self.end_of_what_is_safe(segment), segment.end))
         crash(self.log)
         os.truncate(segment.path, size)
         self.wal.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.log.path / "acked", (self.now_s, self.now_s))
         (*adopted,) = self.wal.adopt(1)
         if not adopted:
             assert self.safe_seq <= self.gone_to

@@ -347,7 +347,7 @@ def test_a_stop_without_a_database_says_what_is_not_committed(start, peer, switc
     peer.send(batch(stream, 1, rows=7))
     eventually(lambda: writer.logged("trying again every few seconds"), "a line about the outage")
     assert writer.stop() == 1
-    assert writer.logged("stopped with 7 results not committed, which wait in the workers' WAL: cannot reach the database")
+    assert writer.logged("stopped with 7 results not committed, which wait in the workers' WAL: cannot reach the data")
 
 
 def test_a_database_without_tables_is_waited_for(start, peer, empty_database_url):
