@@ -1,7 +1,7 @@
 """The file ``acked`` of a stream: how far it was acknowledged, for people and for the next process.
 
 Advisory: it lags behind, and may be missing or damaged.  8 bytes little-endian and their CRC32C, written in place at
-most once a second.  Its mtime is when that was so at the latest.
+most once a second, and at once when the database was set back.  Its mtime is when that was so at the latest.
 """
 
 import logging
@@ -30,8 +30,13 @@ class AckedFile:
         self._failing = False
 
     def note(self, seq: int, now_s: float) -> None:
+        set_back = seq < self._seq
         self._seq = seq
-        self.flush_if_due(now_s)
+        if set_back:  # what the file says must not be taken for true later
+            self._written_at_s = now_s
+            self.flush()
+        else:
+            self.flush_if_due(now_s)
 
     def flush_if_due(self, now_s: float) -> None:
         if not 0 <= now_s - self._written_at_s < REWRITE_S:

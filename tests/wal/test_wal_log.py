@@ -549,6 +549,10 @@ def test_what_is_acknowledged_is_noted_once_a_second(log, source):
     log.acknowledged(9, NOW_S + 1.2)
     log.acknowledged(10, NOW_S - 3600)  # the clock was set back
     assert noted(log) == 10
+    log.acknowledged(2, NOW_S - 3600)  # the database was
+    assert noted(log) == 2
+    log.acknowledged(10, NOW_S - 3600)
+    assert noted(log) == 2
     log.acknowledged(12, NOW_S - 3600)
     log.close()
     assert noted(log) == 12

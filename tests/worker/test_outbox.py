@@ -404,6 +404,18 @@ def test_a_stream_that_was_delivered_comes_back():
     assert post.box.empty
 
 
+def test_what_cannot_be_read_now_is_asked_for_again_when_the_writer_speaks():
+    """Not at once: a disk that fails would be asked again and again."""
+    post = Post().seal(5).commit(5)
+    post.disk.unreadable = True
+    post.wal.clear()
+    post.welcome(LIVE, 2)
+    assert len([effect for effect in post.wal if isinstance(effect, ReadWal)]) == 1
+    post.heard()
+    post.disk.unreadable = False
+    assert post.welcome(LIVE, 2).seqs() == [3, 4, 5]
+
+
 def test_what_the_wal_no_longer_has_is_told():
     post = Post().seal(5).commit(5)
     post.box.trim(LIVE, 4)
@@ -541,6 +553,14 @@ def test_an_adopted_stream_that_was_committed_to_the_end_needs_nothing_sent():
     post.adopt(orphan(post, "a", 3)).later(0).heard()
     assert post.welcome("a", 3).heard() == [StreamEnd("a")]
     assert post.box.empty
+
+
+def test_the_end_of_a_stream_is_said_once_for_each_welcome():
+    post = Post()
+    post.adopt(orphan(post, "a")).later(0).welcome("a").commit(3, "a")
+    post.heard()
+    assert post.commit(3, "a").say(Rewind("a", 4)).heard() == []
+    assert post.welcome("a", 3).heard() == [StreamEnd("a")]
 
 
 def test_of_many_adopted_streams_a_few_are_delivered_at_a_time():
