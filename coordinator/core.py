@@ -341,9 +341,7 @@ class CoordinatorCore:
                 member.oldest_ms = None
                 member.debts.clear()
                 if member.link is not None:
-                    session, seq = member.link.session, member.link.acked_seq
-                    spoken_for = self.ownership.committed(member.name, seq, committed_at_ms, {})
-                    self._teller.uncovered.covered(member.incarnation, session, seq, spoken_for)
+                    self._on_committed(member, member.link.session, member.link.acked_seq, committed_at_ms, {})
                 if member.supervised:
                     return []  # its exit is reported
                 del self.members[member.name]
@@ -358,9 +356,12 @@ class CoordinatorCore:
         if member.state == "hung" and member.kill_sent_ms is None:
             member.state = "running"
         if member.link is not None and beat.session == member.link.session:
-            spoken_for = self.ownership.committed(member.name, beat.seq, beat.committed_at_ms, beat.lagging)
-            self._teller.uncovered.covered(member.incarnation, beat.session, beat.seq, spoken_for)
+            self._on_committed(member, beat.session, beat.seq, beat.committed_at_ms, beat.lagging)
         return self._placement.retire_if_empty(member)
+
+    def _on_committed(self, member: Member, session: int, seq: int, at_ms: int, lagging: dict[int, int]) -> None:
+        spoken_for = self.ownership.committed(member.name, seq, at_ms, lagging)
+        self._teller.uncovered.covered(member.incarnation, session, seq, spoken_for)
 
     def _on_ack(self, member: Member, session: int, seq: int, now_ms: int) -> list[Effect]:
         member.last_heard_ms = now_ms
@@ -398,13 +399,14 @@ class CoordinatorCore:
             effects.append(WriteLog("info", f"{member.name} (pid {member.pid}) joined"))
         member.state = "draining" if leaves else "running"
         self.state.epoch = max([self.state.epoch, *(held.epoch for held in hello.held)])  # a lost state file
+        gathering = self.state.phase in ("loading", "gathering")
         for held in hello.held:
             owner = self.ownership.partitions[held.partition].owner
-            if owner in (None, member.name) or self.state.phase in ("loading", "gathering"):
+            if owner in (None, member.name) or gathering:
                 adopted = self.ownership.adopt(held.partition, member.name, held.epoch)
-                if adopted and held.resume_after_ms is not None:
+                if adopted and gathering and held.resume_after_ms is not None:
                     self._taken_over[held.partition] = held.resume_after_ms
-        if self.state.phase in ("loading", "gathering"):
+        if gathering:
             self._cuts += hello.released
         if self.state.phase == "gathering":
             effects += self._try_run(now_ms)

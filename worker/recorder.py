@@ -189,7 +189,7 @@ class WalRecorder:
         if not self._said_failing:
             self._said_failing = True
             logger.error("%s; no polls are started until it can be written again", error)
-        if error.kind == "full" and not self._evict() and self._drop_oldest:
+        if error.kind == "full" and not self._directory.evict() and self._drop_oldest:
             self._drop()
 
     def _schedule_sync(self) -> None:
@@ -306,11 +306,6 @@ class WalRecorder:
             )
         else:
             logger.warning("the WAL in %s has room again", self._path)
-
-    def _evict(self) -> bool:
-        """Delete the segment that was acknowledged first."""
-        found = [(since_s, log) for log in self._logs.values() if (since_s := log.evictable_since_s) is not None]
-        return any(log.evict_acknowledged() for _, log in sorted(found, key=lambda each: each[0]))
 
     def _drop(self) -> None:
         """Give up the oldest results there are, in the oldest stream."""

@@ -114,7 +114,7 @@ class WalDirectory:
     def room(self) -> bool:
         """May more be written?  What is acknowledged is deleted before it says no, the oldest first."""
         while not self._within_limits():
-            if not self._evict():
+            if not self.evict():
                 return False
         return True
 
@@ -174,7 +174,8 @@ class WalDirectory:
             return False
         return state.f_bavail * state.f_frsize >= self._free_floor_bytes
 
-    def _evict(self) -> bool:
+    def evict(self) -> bool:
+        """Delete the segment that was acknowledged first; False: there is none."""
         evictable = [(since, log) for log in self._open_logs() if (since := log.evictable_since_s) is not None]
         return any(log.evict_acknowledged() for _, log in sorted(evictable, key=lambda each: each[0]))
 

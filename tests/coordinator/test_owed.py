@@ -341,8 +341,8 @@ def test_what_lags_is_still_owed(stage):
     assert claimed(owner, index) == set(ids_of(stage, index))
 
 
-def test_it_owes_for_a_new_project_from_its_beginning():
-    """No mark spoke for the project when its partition was given up."""
+def about_to_move_with_a_new_project():
+    """No mark speaks for the project, which began 300 ms before its partition's mark."""
     index = a_partition_that_will_move()
     stage = begun()
     new_id = next(n for n in range(10_000, 10_000_000) if partition_of(n) == index)
@@ -350,6 +350,12 @@ def test_it_owes_for_a_new_project_from_its_beginning():
     added(stage, new_id, since_ms=mark_ms - 300)
     stage.obey()
     released, _ = about_to_move(stage, index)
+    return stage, released, index, new_id, mark_ms
+
+
+def test_it_owes_for_a_new_project_from_its_beginning():
+    """No mark spoke for the project when its partition was given up."""
+    stage, released, index, new_id, mark_ms = about_to_move_with_a_new_project()
     released.obey()
     owner = holder(stage, index)
     owner.obey()
@@ -360,13 +366,7 @@ def test_it_owes_for_a_new_project_from_its_beginning():
 
 def test_a_heartbeat_that_does_not_speak_for_a_partition_does_not_cover_its_projects():
     """It may have given the partition up; the mark is not taken, so what it says of what lags is not, either."""
-    index = a_partition_that_will_move()
-    stage = begun()
-    new_id = next(n for n in range(10_000, 10_000_000) if partition_of(n) == index)
-    mark_ms = stage.core.ownership.partitions[index].mark_ms
-    added(stage, new_id, since_ms=mark_ms - 300)
-    stage.obey()
-    released, _ = about_to_move(stage, index)
+    stage, released, index, new_id, mark_ms = about_to_move_with_a_new_project()
     tick_ms = mark_ms - 200  # in flight
     released.beat(lagging={index: tick_ms})
     released.obey()

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from tests.wal.streams import directory
+from tests.wal.streams import STREAM, Source, directory
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -14,3 +14,13 @@ def wal(tmp_path):
     made = directory(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def log(wal):
+    return wal.create(STREAM)
+
+
+@pytest.fixture
+def source():
+    return Source()

@@ -19,16 +19,6 @@ from tests.wal.streams import STREAM, Source, crash, directory, files_of, one_wa
 NOW_S = 1_800_000_000.0
 
 
-@pytest.fixture
-def log(wal):
-    return wal.create(STREAM)
-
-
-@pytest.fixture
-def source():
-    return Source()
-
-
 class FailingDisk:
     """Writes that stop after so many bytes, and fsyncs that fail so many times."""
 

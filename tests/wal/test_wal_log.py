@@ -20,16 +20,6 @@ from tests.wal.streams import STREAM, Source, crash, directory, files_of, one_wa
 NOW_S = 1_800_000_000.0
 
 
-@pytest.fixture
-def log(wal):
-    return wal.create(STREAM)
-
-
-@pytest.fixture
-def source():
-    return Source()
-
-
 def file_behind(fd):
     return Path(f"/proc/self/fd/{fd}").readlink()
 

@@ -12,18 +12,14 @@ from cluster.messages.results import (
     WhichStream,
     decode_to_writer,
 )
-from tests.worker.wal_double import CREDIT, DiskDouble, missed, result, results
+from tests.worker.wal_double import CREDIT, DiskDouble, hand_over, missed, result, results
 from worker import outbox as outbox_module
 from worker import outgoing as outgoing_module
 from worker.events import (
     AcknowledgeWal,
     OpenStream,
     ReadWal,
-    StreamOpened,
     TellWriter,
-    WalRead,
-    WalWriteFailed,
-    WalWritten,
     WriteWal,
 )
 from worker.outbox import (
@@ -80,15 +76,7 @@ class Post:
         """The WAL answers what it was asked first, or everything."""
         while self.unanswered:
             effect = self.unanswered.pop(0)
-            match self.disk.perform(effect):
-                case WalWritten(stream_id, seq):
-                    self.box.written(stream_id, seq, self.now)
-                case WalWriteFailed():
-                    self.box.write_failed(self.now)
-                case WalRead(stream_id, entries):
-                    self.box.take_read(stream_id, entries)
-                case StreamOpened(stream_id):
-                    self.box.opened(stream_id, self.now)
+            hand_over(self.disk.perform(effect), self.box, self.now)
             self.take()
             if not everything:
                 break

@@ -26,10 +26,10 @@ from cluster.messages.results import (
     WhichStream,
     decode_to_writer,
 )
-from tests.worker.wal_double import CREDIT, DiskDouble, missed, results
+from tests.worker.wal_double import CREDIT, DiskDouble, hand_over, missed, results
 from worker import outbox as outbox_module
 from worker import outgoing as outgoing_module
-from worker.events import AcknowledgeWal, StreamOpened, TellWriter, WalRead, WalWriteFailed, WalWritten
+from worker.events import AcknowledgeWal, TellWriter
 from worker.outbox import BATCH_RECORDS_MAX, Mark, Outbox
 
 STEPS = {
@@ -153,19 +153,8 @@ class Rig:
     def do_disk(self):
         for _ in range(self.chance.choice([1, 3, 10])):
             if self.wal:
-                self._answer(self.disk.perform(self.wal.pop(0)))
+                hand_over(self.disk.perform(self.wal.pop(0)), self.box, self.now)
                 self.take()
-
-    def _answer(self, event):
-        match event:
-            case WalWritten(stream_id, seq):
-                self.box.written(stream_id, seq, self.now)
-            case WalWriteFailed():
-                self.box.write_failed(self.now)
-            case WalRead(stream_id, entries):
-                self.box.take_read(stream_id, entries)
-            case StreamOpened(stream_id):
-                self.box.opened(stream_id, self.now)
 
     def do_disk_fails(self):
         self.disk.failing = not self.disk.failing

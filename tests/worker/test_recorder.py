@@ -522,12 +522,16 @@ def _raises(error):
     return raising
 
 
-async def test_damage_is_read_as_holes_and_counted(recording, tmp_path, caplog):
-    stream_id, entries = orphan(tmp_path, 3, size=5_000)
-    (path,) = (tmp_path / "wal" / "worker-9" / stream_id).glob("*.wal")
+def flip_in_the_middle(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
+
+
+async def test_damage_is_read_as_holes_and_counted(recording, tmp_path, caplog):
+    stream_id, entries = orphan(tmp_path, 3, size=5_000)
+    (path,) = (tmp_path / "wal" / "worker-9" / stream_id).glob("*.wal")
+    flip_in_the_middle(path)
     worker = recording()
     worker.recorder.beat()
     await worker.told(StreamsAdopted)
@@ -741,9 +745,7 @@ async def test_an_adopted_stream_goes_when_its_time_is_over(recording, wall, tmp
 async def test_damage_is_still_counted_when_its_stream_is_gone(recording, wall, tmp_path):
     stream_id, _ = orphan(tmp_path, 3, size=5_000)
     (path,) = (tmp_path / "wal" / "worker-9" / stream_id).glob("*.wal")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
+    flip_in_the_middle(path)
     worker = recording()
     worker.recorder.beat()
     await worker.told(StreamsAdopted)

@@ -92,3 +92,16 @@ class DiskDouble:
         oldest = next((log[seq] for seq in sorted(log) if seq > acked_seq), None)
         acked = (oldest.records_before, oldest.bytes_before) if oldest else totals
         return AdoptedStream(stream_id, worker, first_seq or min(log), last.seq, acked_seq, *totals, *acked)
+
+
+def hand_over(event, box, now):
+    """What the WAL answered, to an outbox."""
+    match event:
+        case WalWritten(stream_id, seq):
+            box.written(stream_id, seq, now)
+        case WalWriteFailed():
+            box.write_failed(now)
+        case WalRead(stream_id, entries):
+            box.take_read(stream_id, entries)
+        case StreamOpened(stream_id):
+            box.opened(stream_id, now)
