@@ -65,10 +65,20 @@ class TableBook(NamedTuple):
     audit: dict
 
 
+class Destroyed(NamedTuple):
+    """What a test made unreadable in the WAL."""
+
+    batches: frozenset = frozenset()  # (stream id, seq)
+    results: frozenset = frozenset()  # (project id, scheduled_ms, size_bytes)
+
+
+NOTHING = Destroyed()
+
+
 class Verdict(msgspec.Struct):
     requests: int = 0
     rows: int = 0
-    in_wal: int | None = None  # None: there was no WAL to read
+    in_wal: int = 0
     missed: dict[str, int] = {}
     lost: int = 0
     unsaved: int = 0
@@ -119,38 +129,31 @@ def read_tables(sql, ids, audit):
     return TableBook(rows, {tuple(row) for row in rejected}, dict(map(tuple, ledger)), audit)
 
 
-def compare(log, ids, tables, wal, deaths, excused=frozenset()):
-    """``ids``: {project number: project id}.  ``wal``: a WalBook, or None when there is none.
-
-    ``excused``: (project id, scheduled_ms, size_bytes) of results that a test destroyed.
-    """
-    verdict = Verdict(in_wal=None if wal is None else 0)
-    verdict.rejected = len(tables.rejected)
+def compare(log, ids, tables, wal, deaths, destroyed=NOTHING):
+    """``ids``: {project number: project id}; ``wal``: a WalBook."""
+    verdict = Verdict(
+        rejected=len(tables.rejected), conflicts=len(wal.conflicts), examples=wal.conflicts[:EXAMPLES_MAX]
+    )
     total = tables.audit["total"]
     verdict.doubled, verdict.unexplained = total["doubled"], total["unexplained"]
     verdict.missed = dict(total["missed"])
     for each in tables.audit["projects"]:
         if each["unexplained"] or each["doubled"]:
             verdict.example(f"audit: {each}")
-    if wal is not None:
-        verdict.conflicts = len(wal.conflicts)
-        for text in wal.conflicts:
-            verdict.example(text)
-        for stream_id, last_seq in wal.last_seqs.items():
-            if tables.ledger.get(stream_id, 0) < last_seq:
-                verdict.uncommitted += 1
-                known = tables.ledger.get(stream_id)
-                verdict.example(f"stream {stream_id}: {last_seq} in the WAL, {known} in the ledger")
+    for stream_id, last_seq in wal.last_seqs.items():
+        known = tables.ledger.get(stream_id, 0)
+        if not all((stream_id, seq) in destroyed.batches for seq in range(known + 1, last_seq + 1)):
+            verdict.uncommitted += 1
+            verdict.example(f"stream {stream_id}: {last_seq} in the WAL, {known} in the ledger")
     damaged = defaultdict(list)
-    for project_id, *result in excused:
-        damaged[project_id].append(result)
+    for project_id, *result in destroyed.results:
+        damaged[project_id].append(tuple(result))
     repeats = Counter()
     for number, project_id in ids.items():
         project = _Project(
             number, project_id, log.arrivals.get(number, array("d")), log.delays_s.get(number, 0.0), damaged[project_id]
         )
-        recorded = [] if wal is None else wal.results(project_id)
-        _compare_project(project, tables, recorded, deaths, log.stall_s, verdict, repeats)
+        _compare_project(project, tables, wal.results(project_id), deaths, log.stall_s, verdict, repeats)
     return verdict
 
 
@@ -159,7 +162,7 @@ class _Project(NamedTuple):
     project_id: int
     arrivals: array
     delay_s: float
-    damaged: list  # [scheduled_ms, size_bytes]
+    damaged: list  # (scheduled_ms, size_bytes)
 
     def request_of(self, instant_ms, size_bytes):
         return request_of(self.arrivals, instant_ms / 1000, size_bytes)
@@ -172,16 +175,17 @@ def _compare_project(project, tables, recorded, deaths, stall_s, verdict, repeat
     verdict.rows += len(rows)
     explained = _requests_of_rows(project, rows, verdict)
 
-    excused = {project.request_of(scheduled_ms, size) for scheduled_ms, size in project.damaged}
+    excused = {project.request_of(*result) for result in project.damaged}
     verdict.damaged += len(excused - explained)
 
     repeated = set()
-    if verdict.in_wal is not None:
-        verdict.in_wal += len(recorded)
+    verdict.in_wal += len(recorded)
     for scheduled_ms, size_bytes in recorded:
         request = project.request_of(scheduled_ms, size_bytes)
         if scheduled_ms in ticks:
             repeated.add(request)  # unless the row is its own
+            continue
+        if (scheduled_ms, size_bytes) in project.damaged:
             continue
         excused.add(request)
         if (project.project_id, scheduled_ms) not in tables.rejected:

@@ -57,19 +57,18 @@ class Campaign(msgspec.Struct):
 
 
 class Runner:
-    """``wal``: the WAL's book, or None; ``say`` takes a line of progress."""
+    """``say`` takes a line of progress."""
 
-    def __init__(self, stage, campaign, wal, say):
+    def __init__(self, stage, campaign, say):
         self.stage = stage
         self.campaign = campaign
-        self.wal = wal
         self.say = say
         self.deaths = []
 
     def do(self, number, fault):
         stage, watch = self.stage, self.stage.watch
         stage.let_pass(fault.waits_s)
-        slewing_s = stage.clock.slewing_s()
+        apart_s = stage.clock.apart_s()
         since = time.time()
         fault.inject(stage)
         stage.let_pass(fault.lasts_s)
@@ -78,14 +77,12 @@ class Runner:
         recovered_at = stage.wait_recovered(healed_at)
         stage.wait_polled(recovered_at, SETTLE_POLLS)
         until = time.time()
-        slewing_s = max(slewing_s, stage.clock.slewing_s())
+        apart_s = max(apart_s, stage.clock.apart_s())
         self.deaths += [death_of(name, at, until, unwritten_since) for name, at, unwritten_since in fault.deaths]
-        if self.wal is not None:
-            self.wal.collect()
 
-        gap = widest_gap(stage.log, stage.numbers, fault.struck_at, until)
+        gap = widest_gap(stage.log, stage.numbers, since, until)
         detected_at = watch.first(fault.sign, fault.struck_at) if fault.sign else None
-        promised_s = None if fault.gap_s is None else fault.gap_s + slewing_s
+        promised_s = None if fault.gap_s is None else fault.gap_s + apart_s
         figures = FaultFigures(
             number=number,
             kind=fault.kind,
@@ -105,6 +102,7 @@ class Runner:
             )
         if fault.sign and detected_at is None:
             figures.wrong.append(f"no line of the log matches {fault.sign!r}")
+        figures.wrong += fault.complaints(stage)
         figures.wrong += self._unplanned_ends(fault, since, until)
         figures.wrong += [
             f"{line.role} logged: {line.text}"
@@ -130,11 +128,10 @@ class Runner:
                 found.append(f"{end.name} {end.how}, and nobody had touched it")
         return found
 
-    def finish(self, excused=frozenset()):
-        """A clean stop; then the three books.  ``excused`` as for ``books.compare``."""
+    def finish(self, destroyed=books.NOTHING):
+        """A clean stop; then the three books."""
         stage, campaign = self.stage, self.campaign
         stopped_at = time.time()
-        stage.clock.slewing_s()
         exit_status = stage.cluster.stop()
         if exit_status:
             campaign.wrong_at_the_end.append(f"`cluster up` ended with {exit_status}: {stage.cluster.log_tail(3)}")
@@ -142,12 +139,11 @@ class Runner:
         horizon = books.instant_s(audit["horizon"]) - stage.clock.slowest_offset_s()
         if horizon < stopped_at - ACCOUNTED_SLACK_S:
             campaign.wrong_at_the_end.append(f"accounted for only until {stopped_at - horizon:.1f} s before the stop")
-        if self.wal is not None:
-            self.wal.collect()
         stage.log.refresh()
+        stage.wal.collect()
         with contextlib.closing(stage.postgres.sql()) as sql:
             tables = books.read_tables(sql, stage.ids.values(), audit)
-        campaign.verdict = books.compare(stage.log, stage.ids, tables, self.wal, self.deaths, excused)
+        campaign.verdict = books.compare(stage.log, stage.ids, tables, stage.wal, self.deaths, destroyed)
 
 
 def death_of(name, at, until, unwritten_since=None):
@@ -156,10 +152,9 @@ def death_of(name, at, until, unwritten_since=None):
     return books.Death(name, at, since - REPEAT_FROM_S, until, since)
 
 
-def run(stage, faults, seed, wal=None, say=print):
-    """Do them all; ``wal``: the WAL's book, or None."""
+def run(stage, faults, seed, say=print):
     campaign = Campaign(seed, stage.projects, len(stage.worker_names))
-    runner = Runner(stage, campaign, wal, say)
+    runner = Runner(stage, campaign, say)
     began = time.monotonic()
     doing = ""
     try:

@@ -13,9 +13,11 @@ is done, ``heal`` ends it; between them ``lasts_s`` pass.  What the judges need 
 It never waits for the cluster to recover, and judges nothing.
 """
 
+import contextlib
 import re
 import signal
 import time
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 from tests.integration.harness import is_alive, wait_until
@@ -25,10 +27,8 @@ HANG_GAP_S = 5.0  # promised after a hang
 COORDINATOR_START_S = 3.0  # until a new coordinator can move what a dead worker had
 HANG_DEADLINE_S = 25.0
 AWAY = r"database.*(is away|failed|is not usable|did not answer)|cannot reach the database"
-ALL_ROLES = frozenset({"coordinator", "writer"})
-
-
-NOT_CHOSEN = frozenset({"workers", "waits_s", "sign", "may_end", "struck_at", "deaths", "gap_s"})
+NOT_WORKERS = frozenset({"coordinator", "writer"})
+NOT_CHOSEN = frozenset({"workers", "waits_s", "sign", "may_end", "struck_at", "deaths", "gap_s", "healed_at"})
 
 
 class WorkerDeath(NamedTuple):
@@ -37,7 +37,7 @@ class WorkerDeath(NamedTuple):
     unwritten_since: float  # from then on it could not write what it found; usually its death
 
 
-class Fault:
+class Fault(ABC):
     gap_s: float | None = 0.0
     needs_disk: ClassVar[bool] = False
 
@@ -63,18 +63,23 @@ class Fault:
         }
         return " ".join([self.kind, *(f"{name}={value}" for name, value in chosen.items())])
 
-    def choose(self, rng):
+    def choose(self, rng):  # noqa: B027 - many kinds leave nothing open
         """Decide what is left open by the kind."""
 
     def hurry(self, lasts_max_s):
         """Be over sooner, where there is little time."""
         self.lasts_s = min(self.lasts_s, lasts_max_s)
 
+    @abstractmethod
     def inject(self, stage):
-        raise NotImplementedError
+        """Strike."""
 
-    def heal(self, stage):
+    def heal(self, stage):  # noqa: B027 - see above
         """End it; many end by themselves."""
+
+    def complaints(self, stage):
+        """What else is not as it must be once the cluster has recovered, in words."""
+        return []
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +192,7 @@ class PausedSupervisor(Fault):
 
 class KilledCoordinatorAndWriter(Fault):
     def choose(self, _rng):
-        self.may_end = ALL_ROLES
+        self.may_end = NOT_WORKERS
 
     def inject(self, stage):
         self.sign = r"^(coordinator|writer) was ended by signal 9"
@@ -381,7 +386,7 @@ class DatabaseAwayAndKilledWorkers(StoppedDatabase):
 class DatabaseAwayAndKilledCoordinatorAndWriter(StoppedDatabase):
     def choose(self, rng):
         self.lasts_s = rng.uniform(1.0, 4.0)
-        self.may_end = ALL_ROLES
+        self.may_end = NOT_WORKERS
 
     def inject(self, stage):
         super().inject(stage)
@@ -421,8 +426,15 @@ class OneDuringAnother(Fault):
 # ---- the machine --------------------------------------------------------------------------------------------------
 
 
+# Of ranges that reach into a window.
+MISSED_WITHIN = """
+    SELECT reason, sum(ticks)::int FROM missed_polls
+    WHERE last_tick >= to_timestamp($1::float8) AND first_tick < to_timestamp($2::float8) GROUP BY reason
+"""
+
+
 class FullDisk(Fault):
-    """No byte more into the WAL: workers stop polling, and say so."""
+    """No byte more into the WAL: workers stop polling, and what they don't poll is missed(overload)."""
 
     gap_s = None
     needs_disk = True
@@ -437,6 +449,13 @@ class FullDisk(Fault):
 
     def heal(self, stage):
         stage.disk.free()
+        self.healed_at = time.time()
+
+    def complaints(self, stage):
+        ahead_s = stage.clock.slowest_offset_s()
+        with contextlib.closing(stage.postgres.sql()) as sql:
+            missed = dict(map(tuple, sql.fetch(MISSED_WITHIN, self.struck_at + ahead_s, self.healed_at + ahead_s)))
+        return [] if set(missed) - {"overrun"} == {"overload"} else [f"ticks missed meanwhile: {missed}"]
 
 
 class FullDiskAndKilledWorker(FullDisk):
@@ -450,6 +469,9 @@ class FullDiskAndKilledWorker(FullDisk):
         stage.let_pass(self.lasts_s)
         self.kill(stage, self.name)
         self.deaths = [each._replace(unwritten_since=self.struck_at) for each in self.deaths]
+
+    def complaints(self, stage):
+        return []  # some are claimed by the next owner
 
 
 class ClockForward(Fault):
@@ -476,6 +498,28 @@ class ClockBack(Fault):
 
     def heal(self, stage):
         stage.clock.step(self.step_s)
+
+
+class ClockOfOneWorker(Fault):
+    """One is ahead or behind for a while; what it has polled is of another time, and it may be killed meanwhile."""
+
+    def choose(self, rng):
+        self.name = rng.choice(self.workers)
+        self.step_s = rng.choice([-1, 1]) * rng.uniform(0.5, 4.0)
+        self.lasts_s = rng.uniform(2.0, 6.0)
+        self.killed = rng.random() < 0.5
+        self.may_end = frozenset({self.name}) if self.killed else frozenset()
+        self.gap_s = abs(self.step_s) + (KILL_GAP_S if self.killed else 0.0)
+
+    def inject(self, stage):
+        self.struck_at = time.time()
+        stage.clock.step(self.step_s, self.name)
+        stage.let_pass(self.lasts_s)
+        if self.killed:
+            self.kill(stage, self.name)
+
+    def heal(self, stage):
+        stage.clock.step(-self.step_s, self.name)
 
 
 OUTER = (StoppedDatabase, KilledDatabase, FrozenDatabase, LockedTables, ClockBack)
@@ -552,6 +596,7 @@ RARER = (
     HungWorkerAndKilledCoordinator,
     KilledWorkers,
     KilledWorkerAgainAndAgain,
+    ClockOfOneWorker,
     RollingRestart,
     FrozenDatabase,
     DatabaseAwayAndKilledWorkers,

@@ -2,7 +2,7 @@
 
 The gap of a project is the longest time between two of its requests, less its interval: 0 is polling as if nothing had
 happened.  What is allowed is the promise plus JITTER_S plus what the machine itself was seen to stall in the window; a
-slow step of the clock (``cluster.clock`` slews) counts as promised, because a tick then comes later by as much.
+difference between the clocks of two workers counts as promised, because a tick comes later by as much when it moves.
 """
 
 from typing import NamedTuple

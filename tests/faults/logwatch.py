@@ -5,9 +5,10 @@ The lines' own instants are the roles', whose clocks tests step; so what was see
 
 import json
 import re
-import threading
 import time
 from typing import NamedTuple
+
+from tests.faults.background import Watcher
 
 READ_S = 0.02
 _ENDED = re.compile(r"(\S+) (was ended by signal \d+|ended with status \d+)")
@@ -26,32 +27,23 @@ class ProcessEnd(NamedTuple):
     how: str
 
 
-class LogWatch:
+class LogWatch(Watcher):
     """A context manager: a thread reads the file inside it, whether or not it exists yet."""
 
     def __init__(self, path):
+        super().__init__()
         self._path = path
         self._lines = []
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="logwatch", daemon=True)
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc):
-        self._enough.set()
-        self._thread.join()
-
-    def _follow(self):
+    def watch(self):
         while not self._path.exists():
-            if self._enough.wait(READ_S):
+            if self.enough.wait(READ_S):
                 return
         rest = b""
         with self._path.open("rb") as file:
             last = False
             while not last:
-                last = self._enough.wait(READ_S)
+                last = self.enough.wait(READ_S)
                 *whole, rest = (rest + file.read()).split(b"\n")
                 now = time.time()
                 self._lines += [_log_line(now, line) for line in whole]

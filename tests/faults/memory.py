@@ -2,11 +2,12 @@
 
 import contextlib
 import statistics
-import threading
 import time
 from typing import NamedTuple
 
 import psutil
+
+from tests.faults.background import Watcher
 
 SAMPLE_S = 1.0
 COURSE_STEPS = 8
@@ -24,26 +25,17 @@ def mib(size_bytes):
     return round(size_bytes / (1 << 20), 1)
 
 
-class MemoryWatch:
+class MemoryWatch(Watcher):
     """A context manager: a thread samples inside it."""
 
     def __init__(self, cluster):
+        super().__init__()
         self._cluster = cluster
         self._samples = []  # (instant, name, pid, bytes)
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc):
-        self._enough.set()
-        self._thread.join()
-
-    def _watch(self):
+    def watch(self):
         supervisor = psutil.Process(self._cluster.process.pid)
-        while not self._enough.wait(SAMPLE_S):
+        while not self.enough.wait(SAMPLE_S):
             now = time.time()
             for name, process in {"supervisor": supervisor, **self._cluster.role_processes()}.items():
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -5,7 +5,6 @@ processes of this server are signalled, by pid.
 """
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -42,10 +41,6 @@ class FaultyPostgres:
         self.thaw()
         self.unlock()
         self._server.stop()
-
-    @property
-    def running(self):
-        return self._server.running()
 
     def sql(self):
         """A new connection; the caller closes it."""
@@ -146,7 +141,3 @@ class FaultyPostgres:
     def forget(self):
         if self._older.exists():
             shutil.rmtree(self._older)
-
-    @property
-    def bytes_on_disk(self):
-        return sum(entry.stat().st_size for entry in os.scandir(self._server.data) if entry.is_file())

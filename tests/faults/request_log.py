@@ -66,10 +66,6 @@ class RequestLog:
         finally:
             self._process.stdout.close()
 
-    @property
-    def pid(self):
-        return self._process.pid
-
     def url(self, number, delay_ms=0):
         return f"http://127.0.0.1:{self.port}/{number}" + (f"/{delay_ms}" if delay_ms else "")
 

@@ -21,7 +21,8 @@ from tests.faults.logwatch import LogWatch
 from tests.faults.postgres import FaultyPostgres
 from tests.faults.ramdisk import RamDisk
 from tests.faults.request_log import RequestLog
-from tests.integration.harness import POLL_S, Cluster, is_alive, wait_until
+from tests.faults.wal_book import WalBook
+from tests.integration.harness import Cluster, is_alive, wait_until
 
 INTERVAL_S = 1
 SLOW_EVERY = 4  # every so many projects has an answer that takes SLOW_MS, so that polls are in flight when one dies
@@ -107,7 +108,7 @@ class Stage:
             base = stack.enter_context(_directory())
             self.data_dir = base / "d"
             self.wal_dir = self.data_dir / "wal"
-            self.clock = SteppedClock(base / "clock", ["supervisor", "coordinator", "writer", *self.worker_names])
+            self.clock = SteppedClock(base / "clock", self.worker_names)
             stack.callback(self.clock.close)
             self.log = stack.enter_context(RequestLog(base / "requests"))
             self.postgres = FaultyPostgres(base / "pg")
@@ -132,6 +133,7 @@ class Stage:
             if self.disk is not None:
                 stack.callback(self.disk.free)
             self.cluster.start().wait_ready()
+            self.wal = stack.enter_context(WalBook(self.wal_dir))
             self._stack = stack.pop_all()
         return self
 
@@ -191,12 +193,6 @@ class Stage:
             self.check_alive()
             time.sleep(min(WATCH_S, max(0.0, until - time.monotonic())))
 
-    def wait_seen(self, pattern, since, deadline_s):
-        """Until a log line matches; its instant."""
-        return wait_until(
-            lambda: self.watch.first(pattern, since), lambda: f"a log line {pattern!r}: {self.state()}", deadline_s
-        )
-
     def check_alive(self):
         status = self.cluster.process.poll()
         assert status is None, f"`cluster up` ended with {status}: {self.cluster.log_tail()}"
@@ -219,6 +215,3 @@ def _directory():
     finally:
         if not kept:
             shutil.rmtree(base, ignore_errors=True)
-
-
-__all__ = ["INTERVAL_S", "POLL_S", "FaultyCluster", "Stage"]

@@ -46,10 +46,12 @@ class Ledgers:
         gone = self.rows.pop(request)
         self.wal._results[PROJECT_ID].remove(gone.scheduled_ms << SIZE_BITS | body_bytes(request))
 
-    def verdict(self, wal=True, excused=()):
+    def verdict(self, **destroyed):
         audit = {"total": self.total, "projects": []}
         tables = books.TableBook({PROJECT_ID: self.rows}, self.rejected, self.ledger, audit)
-        return books.compare(self.log, {PROJECT: PROJECT_ID}, tables, self.wal if wal else None, self.deaths, excused)
+        return books.compare(
+            self.log, {PROJECT: PROJECT_ID}, tables, self.wal, self.deaths, books.Destroyed(**destroyed)
+        )
 
 
 @pytest.fixture
@@ -122,11 +124,19 @@ def test_a_tick_polled_twice_needs_a_death(ledgers):
 
 
 def test_what_a_test_destroyed_is_excused_and_counted(ledgers):
+    results = {(PROJECT_ID, tick_ms(700), body_bytes(700)), (PROJECT_ID, tick_ms(650), body_bytes(650))}
     ledgers.forget(700)
-    verdict = ledgers.verdict(excused={(PROJECT_ID, tick_ms(700), body_bytes(700))})
-    assert (verdict.wrong(), verdict.damaged) == ({}, 1)
+    ledgers.rows.pop(650)
+    verdict = ledgers.verdict(results=results)
+    assert (verdict.wrong(), verdict.damaged) == ({}, 2)
     ledgers.forget(600)
-    assert ledgers.verdict(excused={(PROJECT_ID, tick_ms(700), body_bytes(700))}).wrong() == {"lost": 1}
+    assert ledgers.verdict(results=results).wrong() == {"lost": 1}
+
+
+def test_a_batch_that_a_test_destroyed_need_not_be_committed(ledgers):
+    ledgers.ledger["s"] = 7
+    assert ledgers.verdict(batches={("s", 8), ("s", 9)}).wrong() == {}
+    assert ledgers.verdict(batches={("s", 9)}).wrong() == {"uncommitted": 1}
 
 
 def test_a_row_nobody_asked_for(ledgers):
@@ -154,13 +164,6 @@ def test_a_stream_behind_its_wal(ledgers):
 def test_the_audit_is_heard(ledgers):
     ledgers.total |= {"doubled": 3, "unexplained": 4}
     assert ledgers.verdict().wrong() == {"doubled": 3, "unexplained": 4}
-
-
-def test_without_a_wal_the_other_two_are_compared(ledgers):
-    assert ledgers.verdict(wal=False).wrong() == {}
-    ledgers.rows.pop(700)
-    verdict = ledgers.verdict(wal=False)
-    assert (verdict.in_wal, verdict.wrong()) == (None, {"lost": 1})
 
 
 def test_a_size_names_the_nearest_request_that_had_it():

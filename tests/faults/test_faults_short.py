@@ -7,7 +7,6 @@ import pytest
 from tests.faults import campaign, faults, ramdisk
 from tests.faults.report import campaign_tables, report
 from tests.faults.stage import Stage
-from tests.faults.wal_book import WalBook
 
 RATE = 200
 WORKERS = 3
@@ -35,11 +34,11 @@ def test_nothing_is_lost_or_doubled_whatever_dies(seed, size, say):
         chosen = faults.plan(random.Random(seed), size("COUNT", len(kinds)), stage.worker_names, kinds=kinds)
         for each in chosen:
             each.hurry(LASTS_MAX_S)
-        done = campaign.run(stage, chosen, seed, WalBook(stage.wal_dir), say)
+        done = campaign.run(stage, chosen, seed, say)
     report(f"short fault suite: FAULTS_SEED={seed}, {rate} polls/s, {done.seconds} s", done, *campaign_tables(done))
     assert not done.wrong(), f"FAULTS_SEED={seed}"
     assert done.verdict.requests > rate * done.seconds / 2
-    assert done.verdict.in_wal > done.verdict.rows / 2
+    assert done.verdict.in_wal >= done.verdict.rows
 
 
 def test_a_full_disk_is_among_the_faults():

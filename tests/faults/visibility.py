@@ -6,7 +6,6 @@ look.  Rows of polls that finished before the connection was there are not count
 """
 
 import asyncio
-import threading
 import time
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import asyncpg
 import uvloop
 
 from cluster.database import DATABASE_ERRORS
+from tests.faults.background import Watcher
 
 LOOK_S = 0.01
 RECONNECT_S = 0.1
@@ -36,27 +36,21 @@ class Sighting(NamedTuple):
         return (self.seen_at - self.finished_at) * 1000
 
 
-class VisibilityWatch:
+class VisibilityWatch(Watcher):
     """A context manager: a thread looks inside it."""
 
     def __init__(self, url, project_ids):
+        super().__init__()
         self._url = url
         self._project_ids = list(project_ids)
         self._sightings = []
         self._looks_s = []
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._watch()), name="visibility", daemon=True)
 
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exc):
-        self._enough.set()
-        self._thread.join()
+    def watch(self):
+        uvloop.run(self._watch())
 
     async def _watch(self):
-        while not self._enough.is_set():
+        while not self.enough.is_set():
             conn = None
             try:
                 conn = await asyncpg.connect(self._url, timeout=5)
@@ -71,7 +65,7 @@ class VisibilityWatch:
         statement = await conn.prepare(_LOOK)
         connected_at = time.time()
         seen = set()
-        while not self._enough.is_set():
+        while not self.enough.is_set():
             began = time.monotonic()
             rows = await statement.fetch(self._project_ids, timeout=5)
             now = time.time()

@@ -1,11 +1,13 @@
-"""The WAL as a book: every result that was ever found whole in a segment, read again and again while a cluster runs.
+"""The WAL as a book: every result that was found whole in a segment, read again and again while a cluster runs.
 
-Segments are deleted ten minutes after they are acknowledged, so ``collect`` has to be called more often than that; it
-reads only what was added.  An entry counts once, by stream and seq, wherever it lies; that two different ones share a
-seq is a ``conflict``.  What is not whole yet at a segment's end is read the next time.  Nothing is written or locked.
+Segments are deleted ten minutes after they are acknowledged, or sooner when the disk is full, so a thread collects what
+was added while the book is open; ``collect`` does it at once.  An entry counts once, by stream and seq, wherever it
+lies; that two different ones share a seq is a ``conflict``.  What is not whole yet at a segment's end is read the next
+time.  Nothing is written or locked.
 """
 
 import os
+import threading
 import zlib
 from array import array
 from collections import defaultdict
@@ -19,27 +21,43 @@ from cluster.wal.format import (
     scan,
     stream_key,
 )
+from tests.faults.background import Watcher
 
+COLLECT_S = 0.5
 SIZE_BITS = 10  # a body's size, 0 for none, is kept in the lower bits of its tick
 
 
-class WalBook:
-    """``directory``: DATA_DIR/wal."""
+class WalBook(Watcher):
+    """A context manager: a thread collects inside it.  ``directory``: DATA_DIR/wal."""
 
     def __init__(self, directory):
+        super().__init__()
         self._directory = directory
+        self._collecting = threading.Lock()
+        self._failure = None  # of the thread
         self._read_to = {}  # (inode, path) -> offset
         self._seen = {}  # (stream id, seq) -> checksum
         self._results = defaultdict(lambda: array("q"))  # by project id
         self.last_seqs = {}  # stream id -> last seq
         self.conflicts = []
 
-    def collect(self):
-        for path in self.segments():
+    def watch(self):
+        while not self.enough.wait(COLLECT_S):
             try:
-                self._read(path)
-            except FileNotFoundError:
-                continue  # acknowledged long enough ago, and deleted meanwhile
+                self.collect()
+            except Exception as error:  # noqa: BLE001 - told to who collects next
+                self._failure = error
+                return
+
+    def collect(self):
+        if self._failure is not None:
+            raise self._failure
+        with self._collecting:
+            for path in self.segments():
+                try:
+                    self._read(path)
+                except FileNotFoundError:
+                    continue  # acknowledged long enough ago, and deleted meanwhile
         return self
 
     def segments(self):
