@@ -72,11 +72,16 @@ class Ownership:
         return sum(len(indices) for indices in self._owned.values())
 
     def adopt(self, index: int, worker: str, epoch: int) -> bool:
-        """A worker says that it holds a partition.  The newest grant wins; False when it is not this one."""
+        """A worker says that it holds a partition.  The newest grant wins; False when it is not this one.
+
+        It may have said so before a newer grant reached it: that one stays in force, for its cut will name it.
+        """
         partition = self.partitions[index]
         if partition.owner not in (None, worker) and partition.epoch >= epoch:
             return False
-        if partition.owner != worker:
+        if partition.owner == worker:
+            epoch = max(epoch, partition.epoch)
+        else:
             partition.base = None
         self._give(index, worker)
         partition.epoch = epoch

@@ -379,6 +379,27 @@ def test_a_restarted_coordinator_adopts_what_is_held():
     assert not any(of(Revoke, worker.heard) for worker in workers)
 
 
+def test_a_move_at_the_start_goes_on_from_the_cut_though_the_owner_introduced_itself_twice():
+    """Two messages of a worker, two questions who it is, two hellos: the second one knows nothing of the grant yet."""
+    before = Stage(workers=2, projects=0)
+    first, second = before.running()
+    mine = [number for number in range(1, 400) if partition_of(number) in first.held]
+    stage = restarted(before)
+    stage.records = {number: record(number) for number in mine}
+    stage.supervise()
+    stage.load()
+    for worker in (second, first):
+        worker.hello()
+    first.hello()  # before it was told anything
+    stage.later(50)
+    moved = {partition_of(number) for number in mine} & set(second.held)
+    assert moved, "the first had all the load"
+    assert {index: second.resume[index] for index in moved} == {
+        index: (first.cuts[index].cut_ms, "handover") for index in moved
+    }
+    stage.assert_whole()
+
+
 def test_a_worker_that_died_meanwhile_is_resumed_from_its_mark():
     before = Stage(workers=2)
     first, second = before.running()
