@@ -10,8 +10,8 @@ trust in any clock but the target's.  Definitions:
 - ``unsaved``: a request whose result is in no book because its worker died before it could be written.  Allowed; how
   long before the death (or before the disk was full, if it was when the worker died) the oldest was answered is told.
 - ``polled_twice``: a request whose result is in the WAL and whose tick has the row of another request.  Allowed once
-  per project and death of a worker, within ``Death.since`` .. ``Death.until``: a new owner polls the newest tick again.
-  The others are ``unasked``.
+  per project and death of a worker, within ``Death.since`` .. ``Death.until``: a new owner polls the newest tick again;
+  and once more for each interval that its clock may be behind.  The others are ``unasked``.
 - ``invented``: a row without a request.  ``rows_doubled``: two rows of one request; two rows of one tick cannot be, and
   a tick that is both a row and missed is the audit's ``doubled``.  Never allowed.
 - ``damaged``: results in batches that a test made unreadable; they are excused, in every way.
@@ -22,6 +22,7 @@ trust in any clock but the target's.  Definitions:
 Everything is in memory: some ten million polls are the most.
 """
 
+import math
 from array import array
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -31,6 +32,7 @@ from typing import NamedTuple
 import msgspec
 
 from tests.faults.target import BODIES, body_bytes
+from tests.integration.harness import INTERVAL_S
 
 UNSAVED_S = 0.25  # a result is in the WAL 50 ms after it was found; the rest is a loop that has more to do
 EXAMPLES_MAX = 10
@@ -49,6 +51,7 @@ class Death(NamedTuple):
     """Of one worker.  It recorded nothing after ``at``; ticks may be polled again from ``since`` until ``until``.
 
     ``unwritten_since``: when that is earlier than ``at``, it could not write what it found from then on.
+    ``apart_s``: so far the clock of who came after it may have been behind its own.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Death(NamedTuple):
     since: float
     until: float
     unwritten_since: float
+    apart_s: float = 0.0
 
 
 class TableBook(NamedTuple):
@@ -223,7 +227,8 @@ def _judge_repeat(project, request, at, deaths, verdict, repeats):
     """The tick has a row, of another request."""
     verdict.polled_twice += 1
     for index, death in enumerate(deaths):
-        if death.since <= at <= death.until and not repeats[project.number, index]:
+        allowed = 1 + math.ceil(death.apart_s / INTERVAL_S)
+        if death.since <= at <= death.until and repeats[project.number, index] < allowed:
             repeats[project.number, index] += 1
             return
     verdict.unasked += 1

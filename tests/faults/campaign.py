@@ -71,6 +71,7 @@ class Runner:
         apart_s = stage.clock.apart_s()
         since = time.time()
         fault.inject(stage)
+        stepped_s = max(apart_s, stage.clock.apart_s())
         stage.let_pass(fault.lasts_s)
         fault.heal(stage)
         healed_at = time.time()
@@ -78,7 +79,8 @@ class Runner:
         stage.wait_polled(recovered_at, SETTLE_POLLS)
         until = time.time()
         apart_s = max(apart_s, stage.clock.apart_s())
-        self.deaths += [death_of(name, at, until, unwritten_since) for name, at, unwritten_since in fault.deaths]
+        stepped_s = max(stepped_s, apart_s)
+        self.deaths += [death_of(*death, until, stepped_s) for death in fault.deaths]
 
         gap = widest_gap(stage.log, stage.numbers, since, until)
         detected_at = watch.first(fault.sign, fault.struck_at) if fault.sign else None
@@ -123,7 +125,7 @@ class Runner:
             if end.name in fault.may_end:
                 continue
             if end.name in self.stage.worker_names:
-                self.deaths.append(death_of(end.name, end.at, until, end.at - STALLED_BEFORE_S))
+                self.deaths.append(death_of(end.name, end.at, end.at - STALLED_BEFORE_S, until))
             if log.stall_s(end.at - STALLED_BEFORE_S, end.at) < STALLED_S:
                 found.append(f"{end.name} {end.how}, and nobody had touched it")
         return found
@@ -146,10 +148,10 @@ class Runner:
         campaign.verdict = books.compare(stage.log, stage.ids, tables, stage.wal, self.deaths, destroyed)
 
 
-def death_of(name, at, until, unwritten_since=None):
+def death_of(name, at, unwritten_since, until, apart_s=0.0):
     """``until``: when all was well again."""
-    since = at if unwritten_since is None else min(at, unwritten_since)
-    return books.Death(name, at, since - REPEAT_FROM_S, until, since)
+    since = min(at, unwritten_since)
+    return books.Death(name, at, since - REPEAT_FROM_S, until, since, apart_s)
 
 
 def run(stage, faults, seed, say=print):

@@ -107,20 +107,31 @@ def test_what_a_full_disk_did_not_take_dies_with_its_worker(ledgers):
     assert ledgers.verdict().wrong() == {"lost": 1}
 
 
-def test_a_tick_polled_twice_needs_a_death(ledgers):
-    again = ledgers.log.arrivals[PROJECT][700] + 0.4
-    ledgers.log.arrivals[PROJECT].insert(701, again)
-    ledgers.rows[701:] = [row._replace(size_bytes=body_bytes(n + 702)) for n, row in enumerate(ledgers.rows[701:])]
+def poll_again(ledgers, tick, times):
+    """That many requests more for a tick, its row is of the first; returns when the first of them came."""
+    arrivals = ledgers.log.arrivals[PROJECT]
+    began = arrivals[tick] + 0.4
+    arrivals[tick + 1 : tick + 1] = array("d", [began + 0.1 * n for n in range(times)])
+    later = range(tick + 1, POLLS)
+    ledgers.rows[tick + 1 :] = [ledgers.rows[n]._replace(size_bytes=body_bytes(n + times)) for n in later]
     ledgers.wal._results.clear()
     for n in range(POLLS):
-        ledgers.record(n, n if n <= 700 else n + 1)
-    ledgers.record(700, 701)
+        ledgers.record(n, n if n <= tick else n + times)
+    for n in range(times):
+        ledgers.record(tick, tick + 1 + n)
+    return began
 
+
+@pytest.mark.parametrize(
+    ("times", "apart_s", "unasked"), [(1, 0.0, 0), (2, 0.0, 1), (2, 0.3, 0), (3, 0.3, 1), (3, 1.2, 0)]
+)
+def test_a_tick_polled_twice_needs_a_death_and_once_more_a_clock_that_is_behind(ledgers, times, apart_s, unasked):
+    again = poll_again(ledgers, 700, times)
     verdict = ledgers.verdict()
-    assert (verdict.polled_twice, verdict.wrong()) == (1, {"unasked": 1})
-    ledgers.deaths.append(books.Death("w", again - 0.2, again - 1.7, again + 3, again - 0.2))
+    assert (verdict.polled_twice, verdict.wrong()) == (times, {"unasked": times})
+    ledgers.deaths.append(books.Death("w", again - 0.2, again - 1.7, again + 3, again - 0.2, apart_s))
     verdict = ledgers.verdict()
-    assert (verdict.polled_twice, verdict.wrong()) == (1, {})
+    assert (verdict.polled_twice, verdict.unasked) == (times, unasked)
 
 
 def test_what_a_test_destroyed_is_excused_and_counted(ledgers):

@@ -203,7 +203,7 @@ def test_everything_is_killed_at_once(seed, rate, say, database):
         polls_at = time.time()
         caught_up_at = stage.wait_recovered(polls_at)
         wait_until(lambda: not waiting_in_wal(stage, streams), lambda: f"the WAL to drain: {stage.wal.streams()}")
-        deaths = [campaign.death_of(name, killed_at, polls_at) for name in stage.worker_names]
+        deaths = [campaign.death_of(name, killed_at, killed_at, polls_at) for name in stage.worker_names]
         done = finish(stage, seed, deaths)
         with contextlib.closing(stage.postgres.sql()) as sql:
             missed = dict(map(tuple, sql.fetch(MISSED_SINCE, killed_at - 2.0, up_at)))
@@ -249,7 +249,7 @@ def test_a_damaged_wal(seed, rate, say):
         stage.wait_polled(up_at)
         polls_at = time.time()
         stage.wait_recovered(polls_at)
-        deaths = [campaign.death_of(name, killed_at, polls_at) for name in stage.worker_names]
+        deaths = [campaign.death_of(name, killed_at, killed_at, polls_at) for name in stage.worker_names]
         destroyed = books.Destroyed(
             frozenset().union(*(harm.lost for harm in harms)), frozenset().union(*(harm.results for harm in harms))
         )
