@@ -29,7 +29,7 @@ LOST_S = 0.05  # before a kill: not in the WAL yet
 RSS_GROWTH_MAX = 6 << 20  # of a worker in 15 s of outage: allocator noise
 FRESH_S = 1.0  # a new result is in the table within this, whatever else waits
 MORE_PROJECTS = 300
-BACKLOG_BATCHES = 600  # of 400 results
+BACKLOG_BATCHES = 1_000  # of 400 results
 FLOW_BYTES = 8 << 10  # on their way at any moment
 
 
@@ -291,7 +291,7 @@ class Fresh:
             FROM poll_results WHERE project_id = ANY($1)
         """
         try:
-            while not self._stop.wait(0.03):
+            while not self._stop.wait(0.01):
                 ((age, seq),) = sql.fetch(newest, *self._args)
                 self.seen.append((age, seq or 0))
         finally:
