@@ -179,6 +179,12 @@ class AcknowledgeWal(msgspec.Struct, frozen=True):
     seq: int
 
 
+class ForgetStream(msgspec.Struct, frozen=True):
+    """Nothing is left of the stream and nothing comes any more: what remains of its WAL may be removed."""
+
+    stream_id: str
+
+
 class OpenStream(msgspec.Struct, frozen=True):
     """A further stream of this incarnation, with a WAL of its own; answered by ``StreamOpened``."""
 
@@ -188,5 +194,5 @@ class Exit(msgspec.Struct, frozen=True):
     text: str
 
 
-WalEffect = WriteWal | ReadWal | AcknowledgeWal | OpenStream
+WalEffect = WriteWal | ReadWal | AcknowledgeWal | ForgetStream | OpenStream
 Effect = StartPolls | AbortPolls | StopRedirects | TellCoordinator | TellWriter | WalEffect | Exit

@@ -7,7 +7,8 @@ Streams (see ``outgoing``): the *live* one takes what is new.  When much has pil
 *parked* and a new one is opened, so that new results don't wait for the old ones.  *Adopted* ones are what dead
 workers left in the WAL.  Parked and adopted streams are the *backlog*, delivered BACKLOG_ACTIVE_MAX at a time.  A
 stream that is delivered stays known while its WAL is kept, and the writer is asked now and then where it stands: a
-database that was set back gets it again.
+database that was set back gets it again.  It is over (``ForgetStream``) when nothing of it is left: not in the WAL, and
+not on its way there.
 
 *Marks* tie the progress of the schedule to that of the database: a mark says how far every partition was brought when
 a batch was sealed, and becomes true of the tables when that batch, and everything older of this incarnation, is
@@ -38,6 +39,7 @@ from cluster.wal.format import Entry
 from worker.events import (
     AcknowledgeWal,
     AdoptedStream,
+    ForgetStream,
     OpenStream,
     ReadWal,
     TellWriter,
@@ -197,8 +199,6 @@ class Outbox:
             return
         stream.trim(first_seq)
         self._after_acknowledgement(stream)
-        if first_seq > stream.appended_seq:
-            self._delivered.pop(stream_id, None)
 
     def adopt(self, streams: list[AdoptedStream], now_ms: int) -> None:
         for each in streams:
@@ -256,6 +256,9 @@ class Outbox:
                 self.effects.append(TellWriter(encode(StreamEnd(stream_id))))
             if self._backlog.pop(stream_id, None) is not None:
                 self._delivered[stream_id] = stream
+            if stream.first_seq > stream.appended_seq and self._delivered.pop(stream_id, None) is not None:
+                self.effects.append(AcknowledgeWal(stream_id, stream.acked_seq))  # also what was given up
+                self.effects.append(ForgetStream(stream_id))
         elif self._delivered.pop(stream_id, None) is not None:  # a database that was set back wants it again
             self._backlog[stream_id] = stream
         self._settle_marks()

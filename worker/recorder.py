@@ -12,7 +12,8 @@ After a failed fsync what was not safe is in a new segment; it counts with the n
 second.
 
 Once a second (``beat``) acknowledged segments expire, and the limits are looked at: above them ``full`` is true, or the
-oldest results are given up until there is room.  It decides nothing about streams.
+oldest results are given up until there is room.  It decides nothing about streams: one is removed when the core says
+that it is over, for only the core knows what is still on its way there.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from worker.events import (
     AcknowledgeWal,
     AdoptedStream,
     Event,
+    ForgetStream,
     OpenStream,
     ReadWal,
     StreamOpened,
@@ -86,7 +88,6 @@ class WalRecorder:
         )
         self._logs: dict[str, StreamLog] = {}
         self.first_stream_id = self._create()
-        self._live_id = self.first_stream_id
         self._first_seqs: dict[str, int] = {}
         self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced
         self._syncing = False
@@ -116,6 +117,8 @@ class WalRecorder:
                 self._read(stream_id, from_seq, bytes_max)
             case AcknowledgeWal(stream_id, seq):
                 self._logs[stream_id].acknowledged(seq, time.time())
+            case ForgetStream(stream_id):
+                self._forget(self._logs[stream_id])
             case OpenStream():
                 self._open_wanted = True
                 self._open()
@@ -260,7 +263,6 @@ class WalRecorder:
                 logger.warning("new results wait behind older ones, no further stream can be opened: %s", error)
             return
         self._open_wanted = self._said_not_opened = False
-        self._live_id = stream_id
         self._submit(StreamOpened(stream_id))
 
     def _adopt(self, streams_max: int) -> None:
@@ -285,8 +287,6 @@ class WalRecorder:
             if self._first_seqs.get(stream_id, 1) != log.first_seq:
                 self._first_seqs[stream_id] = log.first_seq
                 self._submit(StreamTrimmed(stream_id, log.first_seq))
-            if log.finished and stream_id != self._live_id:
-                self._forget(log)
 
     def _forget(self, log: StreamLog) -> None:
         self._damaged += log.damaged

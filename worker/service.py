@@ -28,6 +28,7 @@ from worker.events import (
     Effect,
     Event,
     Exit,
+    ForgetStream,
     HeartbeatDue,
     OpenStream,
     PollsAborted,
@@ -141,7 +142,7 @@ class WorkerService:
                 self._writer.send(body)  # what is not queued is sent again: the writer's credit bounds it
             case TellCoordinator(message):
                 self._coordinator.send(control.encode(message))  # lost messages are asked for again
-            case WriteWal() | ReadWal() | AcknowledgeWal() | OpenStream():
+            case WriteWal() | ReadWal() | AcknowledgeWal() | ForgetStream() | OpenStream():
                 self._recorder.perform(effect)
             case StopRedirects(project_ids):
                 self._prober.cancel_redirects(project_ids)

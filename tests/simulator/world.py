@@ -397,6 +397,8 @@ class World:
                 self.after(delay, lambda: self._read_wal(process, self.disks[stream_id], from_seq, bytes_max))
             case w.AcknowledgeWal(stream_id, seq):
                 self.disks[stream_id].acked_seq = seq
+            case w.ForgetStream(stream_id):
+                assert not self.disks[stream_id].entries, "disks are not trimmed here"
             case w.OpenStream():
                 stream_id = self._new_stream(process)
                 self.after(0, lambda: self.step(process, w.StreamOpened(stream_id)))

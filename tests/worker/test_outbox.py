@@ -155,6 +155,12 @@ def orphan(post, stream_id, count=3, *, first_seq=1, acked_seq=0, worker="worker
     return post.disk.adopted(stream_id, worker=worker, first_seq=first_seq, acked_seq=acked_seq)
 
 
+def trim(post, stream_id, first_seq):
+    post.disk.drop(stream_id, first_seq)
+    post.box.trim(stream_id, first_seq)
+    return post.take()
+
+
 # ---- sealed and written ---------------------------------------------------------------------------------------------
 
 
@@ -284,8 +290,7 @@ def test_a_batch_that_was_written_again_for_nothing_may_be_long_gone_when_that_i
     post.answer()
     post.box.opened("s2", post.now)
     post.take().commit(1)
-    post.box.trim(LIVE, 2)
-    post.take().answer(everything=True)
+    trim(post, LIVE, 2).answer(everything=True)
     assert post.box.empty
 
 
@@ -588,9 +593,10 @@ def test_a_stream_is_forgotten_when_its_wal_is_gone():
     post = Post()
     post.adopt(orphan(post, "a")).later(0).welcome("a").commit(3, "a")
     post.heard()
-    post.box.trim("a", 3)
+    trim(post, "a", 3)
     assert [hello.stream_id for hello in post.take().say(WhichStream()).hellos()] == [LIVE, "a"]
-    post.box.trim("a", 4)
+    trim(post, "a", 4)
+    assert post.disk.forgotten == {"a"}
     assert [hello.stream_id for hello in post.take().say(WhichStream()).hellos()] == [LIVE]
     assert post.say(StreamWelcome("a", 1, CREDIT)).heard() == []
 
@@ -618,6 +624,8 @@ def test_when_its_worker_noted_too_little_that_is_what_seems_to_wait_until_the_w
 
 def give_up(post, first_seq, *ranges, stream_id=LIVE):
     """The WAL is full: the disk has the stream from ``first_seq`` on, and the ranges stand for what was before."""
+    if stream_id in post.disk.streams:
+        post.disk.drop(stream_id, first_seq)
     post.box.give_up(stream_id, first_seq, list(ranges), post.now)
     return post.take()
 
@@ -649,6 +657,7 @@ def test_a_backlog_stream_that_was_given_up_altogether_is_done():
     post.heard()
     give_up(post, 4, stream_id="a")
     assert post.heard() == [StreamEnd("a")]
+    assert post.disk.forgotten == {"a"}
     assert post.box.empty
     assert [hello.stream_id for hello in post.say(WhichStream()).hellos()] == [LIVE]
 

@@ -25,6 +25,7 @@ from tests.worker.wal_double import missed, results
 from worker import recorder as recorder_module
 from worker.events import (
     AcknowledgeWal,
+    ForgetStream,
     OpenStream,
     ReadWal,
     StreamOpened,
@@ -703,6 +704,8 @@ async def test_what_was_acknowledged_expires_and_its_stream_with_it(recording, w
     wall.ahead_s = RETAIN_S + 5
     worker.recorder.beat()
     assert worker.events == [StreamTrimmed(first, 7)]
+    assert (tmp_path / "wal" / "worker-1" / first).is_dir(), "more may come: only the core knows"
+    worker.recorder.perform(ForgetStream(first))
     assert not (tmp_path / "wal" / "worker-1" / first).exists()
     worker.recorder.beat()
     assert worker.events == [StreamTrimmed(first, 7)]
@@ -738,6 +741,7 @@ async def test_an_adopted_stream_goes_when_its_time_is_over(recording, wall, tmp
     wall.ahead_s = RETAIN_S + 5
     worker.recorder.beat()
     assert worker.events[-1] == StreamTrimmed(stream_id, 4)
+    worker.recorder.perform(ForgetStream(stream_id))
     assert not (tmp_path / "wal" / "worker-9").exists()
     assert (tmp_path / "wal" / "worker-1").is_dir()
 
@@ -754,6 +758,7 @@ async def test_damage_is_still_counted_when_its_stream_is_gone(recording, wall, 
     worker.acknowledge(3, stream_id)
     wall.ahead_s = RETAIN_S + 5
     worker.recorder.beat()
+    worker.recorder.perform(ForgetStream(stream_id))
     assert not path.exists()
     assert worker.recorder.damaged == 1
 

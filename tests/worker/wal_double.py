@@ -8,6 +8,7 @@ from cluster.messages.results import MissedRange, PollResult
 from worker.events import (
     AcknowledgeWal,
     AdoptedStream,
+    ForgetStream,
     OpenStream,
     ReadWal,
     StreamOpened,
@@ -40,6 +41,7 @@ class DiskDouble:
         self.streams = {}  # stream_id -> {seq: Entry}
         self.last = {}  # stream_id -> the newest seq it ever had
         self.acked = {}  # stream_id -> seq, as the outbox said
+        self.forgotten = set()
         self.failing = False
         self.unreadable = False
         self.opened = 0
@@ -48,6 +50,7 @@ class DiskDouble:
         """The event that answers an effect, None for one that has no answer."""
         match effect:
             case WriteWal(stream_id, entries):
+                assert stream_id not in self.forgotten, "written to after it was over"
                 last = self.last.get(stream_id, 0)
                 fresh = [entry for entry in entries if entry.seq > last]
                 if self.failing or (fresh and fresh[0].seq != last + 1):
@@ -59,6 +62,11 @@ class DiskDouble:
                 return WalRead(stream_id, [] if self.unreadable else self.read(stream_id, from_seq, bytes_max))
             case AcknowledgeWal(stream_id, seq):
                 self.acked[stream_id] = seq
+                return None
+            case ForgetStream(stream_id):
+                assert not self.streams.get(stream_id), "there is something in it"
+                assert self.acked.get(stream_id, 0) >= self.last.get(stream_id, 0), "not all is acknowledged"
+                self.forgotten.add(stream_id)
                 return None
             case OpenStream():
                 return StreamOpened(self.new_stream_id())
