@@ -56,7 +56,7 @@ from worker.events import (
     WriterSaid,
 )
 from worker.link import HELLO_AGAIN_MS, CoordinatorLink, Verdict
-from worker.missed import MissedLog, given_up
+from worker.missed import GIVEN_UP_MAX, UNKNOWN_INTERVAL_MS, GivenUpLog, MissedLog, given_up
 from worker.outbox import Mark, Outbox
 from worker.ticker import Ticker
 
@@ -81,6 +81,7 @@ class WorkerCore:
         self.stream_id = stream_id
         self.phase: Literal["polling", "draining", "flushing", "ended"] = "polling"
         self.missed = MissedLog()
+        self.given_up = GivenUpLog()
         self.ticker = Ticker(self.missed)
         self.outbox = Outbox(stream_id, name, incarnation, now_ms)
         self.link = CoordinatorLink(now_ms)
@@ -188,10 +189,14 @@ class WorkerCore:
         self._dropped += len(event.results)
         self.missed.ticks["overload"] += sum(entry.ticks for entry in ranges)
         ranges += event.missed
-        if ranges:
-            self.outbox.give_up(event.stream_id, event.first_seq, ranges, now_ms)
-        else:
+        if not ranges:
             self.outbox.trim(event.stream_id, event.first_seq)
+            return
+        self.given_up.add([entry for entry in ranges if entry.interval_ms > UNKNOWN_INTERVAL_MS])
+        alone = [entry for entry in ranges if entry.interval_ms <= UNKNOWN_INTERVAL_MS]
+        if len(self.given_up) > GIVEN_UP_MAX:
+            alone += self.given_up.take()
+        self.outbox.give_up(event.stream_id, event.first_seq, alone, now_ms)
 
     def _take_effects_of_outbox(self) -> list[Effect]:
         effects: list[Effect] = list(self.outbox.effects)
@@ -201,9 +206,13 @@ class WorkerCore:
     def _heartbeat(self, now_ms: int) -> list[Effect]:
         self.ticker.advance(now_ms)
         if not self.outbox.full:
-            self.outbox.add([], self.missed.take(now_ms), now_ms)
+            ranges = self.missed.take(now_ms)
+            if self.outbox.delivering or self.outbox.empty:  # else they would fill the WAL in place of the results
+                ranges += self.given_up.take()
+            self.outbox.delivering = False
+            self.outbox.add([], ranges, now_ms)
         lagging = self.ticker.outstanding()
-        for partition, tick in self.missed.unreported().items():
+        for partition, tick in [*self.missed.unreported().items(), *self.given_up.unreported().items()]:
             lagging[partition] = min(tick, lagging.get(partition, tick))
         at_ms = self._stopped_at_ms or now_ms
         oldest_ms = min([at_ms + 1, *lagging.values()])
@@ -355,7 +364,7 @@ class WorkerCore:
             self._cuts[index] = msgspec.structs.replace(cut, fresh=False)
             cuts.append(cut)
         # First to the WAL what they still have to account for, so that it outlives this process and the coordinator.
-        self.outbox.add([], self.missed.take_of(set(indices)), now_ms)
+        self.outbox.add([], self.missed.take_of(set(indices)) + self.given_up.take_of(set(indices)), now_ms)
         self.outbox.seal(now_ms)
         effects = self._take_effects_of_outbox()
         some: list[Cut] = []
@@ -402,11 +411,11 @@ class WorkerCore:
                 return effects
             self.phase = "flushing"
             self._deadline_ms = now_ms + self._commit_max_ms
-            self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
+            self.outbox.add([], self.missed.take(now_ms, everything=True) + self.given_up.take(), now_ms)
             self.outbox.mark(self._final_mark(), now_ms)
             overdue = False
-        elif len(self.missed):  # of a partition that was granted meanwhile
-            self.outbox.add([], self.missed.take(now_ms, everything=True), now_ms)
+        elif len(self.missed) or len(self.given_up):  # granted, or given up, meanwhile
+            self.outbox.add([], self.missed.take(now_ms, everything=True) + self.given_up.take(), now_ms)
         if self.outbox.empty:
             self.phase = "ended"
             self._deadline_ms = None

@@ -1,7 +1,13 @@
 """Ticks that were due and not polled, gathered into ranges.
 
 A range grows while the project's next tick is missed for the same reason; it is handed over at most ``HOLD_MS`` after
-it was opened, so that the table is never far behind.  Bounded by the number of projects: one open range each.
+it was opened, so that the table is never far behind.  Bounded by the number of projects: one open range each, and
+closed ones only until they are taken.  While nobody takes them, because the WAL is full, there may be CLOSED_MAX, then
+those that follow each other become one: its reason is that of most of its ticks.  Nothing is polled meanwhile, so one
+of each project and interval is what remains.
+
+Ticks whose results were given up for room (``GivenUpLog``) wait in memory and are merged all the time: as many ranges
+in the WAL as there were results would free nothing.
 """
 
 from collections import Counter, defaultdict
@@ -11,9 +17,14 @@ from itertools import islice
 import msgspec
 
 from cluster.messages.results import MissedRange, MissedReason, PollResult
+from cluster.ticks import partition_of
 
 HOLD_MS = 2_000
 TAKE_MAX = 50_000  # ranges closed at a time: some tens of milliseconds of the loop
+CLOSED_MAX = 20_000  # closed and not taken, before they are merged
+UNKNOWN_INTERVAL_MS = 1  # of one tick that is known to nobody here any more; such ranges can't be merged
+GIVEN_UP_MAX = 200_000  # ranges in memory for what was given up: some 30 MB
+CLAIMS: tuple[MissedReason, ...] = ("handover", "down")  # that somebody else may have polled or counted
 
 
 class OpenRange(msgspec.Struct, gc=False):
@@ -31,6 +42,7 @@ class MissedLog:
         self._open: dict[int, OpenRange] = {}
         self._closed: list[MissedRange] = []
         self._closed_oldest: dict[int, int] = {}  # partition -> first tick of a closed range not yet taken
+        self._merge_at = CLOSED_MAX
         self.ticks: Counter[str] = Counter()
 
     def add(
@@ -74,6 +86,7 @@ class MissedLog:
             self._close(project_id)
         taken, self._closed = self._closed, []
         self._closed_oldest.clear()
+        self._merge_at = CLOSED_MAX
         return taken
 
     def unreported(self) -> dict[int, int]:
@@ -91,9 +104,63 @@ class MissedLog:
     def _close(self, project_id: int) -> None:
         run = self._open.pop(project_id)
         self._closed.append(MissedRange(project_id, run.first_ms, run.last_ms, run.interval_ms, run.reason, run.epoch))
+        if len(self._closed) >= self._merge_at:
+            self._closed = merged(self._closed)
+            self._merge_at = max(CLOSED_MAX, 2 * len(self._closed))
         known = self._closed_oldest.get(run.partition)
         if known is None or run.first_ms < known:
             self._closed_oldest[run.partition] = run.first_ms
+
+
+class GivenUpLog:
+    """The ticks of what was given up for room, until they are taken."""
+
+    def __init__(self) -> None:
+        self._ranges: list[MissedRange] = []
+        self._oldest: dict[int, int] = {}  # by partition
+
+    def add(self, ranges: list[MissedRange]) -> None:
+        self._ranges = merged([*self._ranges, *ranges])
+        for entry in ranges:
+            partition = partition_of(entry.project_id)
+            self._oldest[partition] = min(entry.first_tick_ms, self._oldest.get(partition, entry.first_tick_ms))
+
+    def take(self) -> list[MissedRange]:
+        taken, self._ranges = self._ranges, []
+        self._oldest = {}
+        return taken
+
+    def take_of(self, partitions: set[int]) -> list[MissedRange]:
+        """What is to be reported before these partitions are given up: everything, as they are seldom."""
+        return self.take() if partitions & self._oldest.keys() else []
+
+    def unreported(self) -> dict[int, int]:
+        """As of ``MissedLog``."""
+        return self._oldest
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+
+def merged(ranges: list[MissedRange]) -> list[MissedRange]:
+    """The same ticks in fewer ranges, by project and time: where one goes on from another, but claims stay apart."""
+    found: list[MissedRange] = []
+    for entry in sorted(ranges, key=lambda each: (each.project_id, each.first_tick_ms)):
+        last = found[-1] if found else entry
+        if (
+            last.project_id == entry.project_id
+            and last.interval_ms == entry.interval_ms
+            and last.last_tick_ms + entry.interval_ms == entry.first_tick_ms
+            and (last.reason in CLAIMS) == (entry.reason in CLAIMS)
+        ):
+            longer = last if last.ticks >= entry.ticks else entry
+            epoch = max(last.epoch, entry.epoch)
+            found[-1] = MissedRange(
+                entry.project_id, last.first_tick_ms, entry.last_tick_ms, entry.interval_ms, longer.reason, epoch
+            )
+        else:
+            found.append(entry)
+    return found
 
 
 def given_up(results: list[PollResult], interval_ms_of: Callable[[int], int | None]) -> list[MissedRange]:
@@ -104,7 +171,7 @@ def given_up(results: list[PollResult], interval_ms_of: Callable[[int], int | No
             ticks[result.project_id].append((result.scheduled_at_ms, result.epoch))
     ranges = []
     for project_id, some in ticks.items():
-        interval_ms = interval_ms_of(project_id) or 1
+        interval_ms = interval_ms_of(project_id) or UNKNOWN_INTERVAL_MS
         some.sort()
         first_ms, epoch = some[0]
         last_ms = first_ms

@@ -83,6 +83,7 @@ class Outbox:
         self._marks: deque[tuple[OutgoingStream, int, Mark]] = deque()
         self.committed_mark: Mark | None = None
         self.no_room = False  # the WAL's limits are reached
+        self.delivering = False  # something was acknowledged since whoever looks at it has reset it
         self.effects: list[TellWriter | WalEffect] = []
 
     # ---- what others may look at ----------------------------------------------------------------------------------
@@ -185,11 +186,13 @@ class Outbox:
             self._send(stream, ask=bool(entries))  # what could not be read is asked for again when the writer speaks
 
     def give_up(self, stream_id: str, first_seq: int, ranges: list[MissedRange], now_ms: int) -> None:
-        """For want of room the stream's WAL begins at ``first_seq`` now; ``ranges`` stand for what was in it."""
+        """For want of room the stream's WAL begins at ``first_seq`` now.
+
+        ``ranges`` go to the WAL for what was in it; of the rest, the next mark has to know.
+        """
         self.add([], ranges, now_ms)
         self.seal(now_ms)
-        if self._marks:  # they speak for what was given up, so for its ranges now
-            self._marks = deque([(self.live, self.live.sealed_seq, self._marks[-1][2])])
+        self._marks.clear()  # they speak for what was given up
         self.trim(stream_id, first_seq)
 
     def trim(self, stream_id: str, first_seq: int) -> None:
@@ -238,6 +241,7 @@ class Outbox:
                 else:
                     stream.rewind(seq)
         if stream.acked_seq != acked_seq:
+            self.delivering = self.delivering or stream.acked_seq > acked_seq
             self.effects.append(AcknowledgeWal(stream.stream_id, stream.acked_seq))
         self._after_acknowledgement(stream)
         self._send(stream)

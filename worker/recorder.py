@@ -12,8 +12,10 @@ After a failed fsync what was not safe is in a new segment; it counts with the n
 second.
 
 Once a second (``beat``) acknowledged segments expire, and the limits are looked at: above them ``full`` is true, or the
-oldest results are given up until there is room.  It decides nothing about streams: one is removed when the core says
-that it is over, for only the core knows what is still on its way there.
+oldest results are given up until there is room; where that frees nothing, ``full`` is true as well.
+
+It decides nothing about streams: one is removed when the core says that it is over, for only the core knows what is
+still on its way there.
 """
 
 import asyncio
@@ -58,7 +60,7 @@ ALARM_EVERY_S = 10.0  # a disk that fails is not said with each fsync
 
 logger = logging.getLogger("worker.recorder")
 T = TypeVar("T")
-_GivenUp = tuple[StreamLog, list[PollResult], list[MissedRange]]
+_GivenUp = tuple[StreamLog, list[PollResult], list[MissedRange], int]  # and the bytes of their batches
 
 
 def new_stream_id() -> str:
@@ -97,6 +99,7 @@ class WalRecorder:
         self._adopting = False
         self._adopt_at = 0.0
         self._dropping: list[StreamLog] = []  # the oldest of one of them is being given up
+        self._dropped_in_vain = False  # the last time, that freed nothing
         self._open_wanted = False
         self._damaged = 0  # in streams that are gone
         self._said_failing = False
@@ -134,11 +137,13 @@ class WalRecorder:
         self._directory.expire(time.time())
         room = self._directory.room()
         self._report_trimmed()
-        if self._drop_oldest:
-            if not room:
-                self._drop()
-        elif room == self.full:
-            self._say_full(full=not room)
+        if room:
+            self._dropped_in_vain = False
+        elif self._drop_oldest:
+            self._drop()
+        full = not room and (not self._drop_oldest or self._dropped_in_vain)
+        if full != self.full:
+            self._say_full(full=full)
         if self._loop.time() >= self._adopt_at and not self._adopting:
             self._adopt(ADOPT_MAX)
 
@@ -317,14 +322,20 @@ class WalRecorder:
     def _on_dropped(self, given_up: _GivenUp | None) -> None:
         self._dropping = []
         if given_up is None:  # what can't be read or deleted is said by the log
+            self._dropped_in_vain = True
             return
-        log, polled, missed = given_up
+        log, polled, missed, size_bytes = given_up
         logger.error(
-            "the WAL is full: %d results of stream %s were given up, and count as missed", len(polled), log.stream_id
-        )
+            "the WAL is full: %d results of stream %s that are not acknowledged were given up; they count as missed, "
+            "but for those that reach the database all the same",
+            len(polled), log.stream_id,
+        )  # fmt: skip
         self._first_seqs[log.stream_id] = log.first_seq
+        before_bytes = self._directory.bytes_on_disk
         self._submit(StreamTrimmed(log.stream_id, log.first_seq, polled, missed))
-        if self._directory.bytes_on_disk >= self._limit_bytes:  # the disk's space may be others' doing: no hurry
+        self._dropped_in_vain = self._directory.bytes_on_disk - before_bytes >= size_bytes  # for what stands for it
+        over = self._directory.bytes_on_disk >= self._limit_bytes  # else the disk's space is others' doing: no hurry
+        if over and not self._dropped_in_vain:
             self._drop()
 
     def _in_thread(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
@@ -379,5 +390,5 @@ def _give_up_oldest(logs: list[StreamLog]) -> _GivenUp | None:
             if isinstance(batch, results.Batch):
                 polled += batch.results
                 missed += batch.missed
-        return log, polled, missed
+        return log, polled, missed, sum(len(entry.body) for entry in entries)
     return None

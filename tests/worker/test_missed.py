@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.messages.results import MissedRange
 from tests.worker.wal_double import result
-from worker.missed import HOLD_MS, MissedLog, given_up
+from worker import missed as missed_module
+from worker.missed import HOLD_MS, MissedLog, given_up, merged
 
 P = 5
 
@@ -110,6 +112,61 @@ def test_a_range_that_was_taken_begins_anew():
     add(log, 2_000, 2_000)
     assert shown(log.take_of({P})) == [(1, 2_000, 2_000, "overload")]
     assert log.ticks == {"overload": 2}
+
+
+# ---- while the WAL is full ------------------------------------------------------------------------------------------
+
+
+def test_closed_ranges_that_nobody_takes_are_merged_and_none_of_their_ticks_is_lost(monkeypatch):
+    monkeypatch.setattr(missed_module, "CLOSED_MAX", 50)
+    log = MissedLog()
+    for tick in range(10_000):
+        for project in (1, 2, 3):
+            add(log, tick * 1_000, tick * 1_000, ["overrun", "overload"][tick % 2], project=project, epoch=tick)
+        assert len(log) <= 2 * 50 + 3
+    assert log.unreported() == {P: 0}
+    taken = log.take(0, everything=True)
+    assert sum(entry.ticks for entry in taken) == 30_000
+    assert sorted(t for r in taken for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)) == sorted(
+        3 * [tick * 1_000 for tick in range(10_000)]
+    )
+
+
+def ranged(first, last, reason="overload", *, project=1, interval=1_000, epoch=1):
+    return MissedRange(project, first, last, interval, reason, epoch)
+
+
+def test_ranges_that_follow_each_other_are_one_with_the_reason_of_most_of_its_ticks():
+    some = [ranged(3_000, 3_000, "overrun", epoch=4), ranged(1_000, 2_000, epoch=3), ranged(1_000, 1_000, project=2)]
+    assert merged(some) == [ranged(1_000, 3_000, epoch=4), ranged(1_000, 1_000, project=2)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ranged(2_000, 2_000, "down"),  # a claim may be somebody else's
+        ranged(2_000, 2_000, interval=500),
+        ranged(3_000, 3_000),
+        ranged(1_000, 1_000),
+        ranged(2_000, 2_000, project=2),
+    ],
+)
+def test_ranges_that_are_not_the_same_are_kept_apart(other):
+    some = [ranged(1_000, 1_000), other]
+    assert merged(some) == some
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40), st.sampled_from(["overrun", "down"])), unique=True))
+def test_merged_ranges_have_the_same_ticks(ticks):
+    def flat(ranges):
+        return sorted(
+            (r.project_id, t, r.reason)
+            for r in ranges
+            for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)
+        )
+
+    some = [ranged(tick * 1_000, tick * 1_000, reason, project=project) for project, tick, reason in ticks]
+    assert flat(merged(some)) == flat(some)
 
 
 # ---- results that are lost ------------------------------------------------------------------------------------------

@@ -754,12 +754,13 @@ def test_a_mark_does_not_come_true_by_giving_up_what_it_stands_for():
     assert post.commit(2).box.committed_mark == mark(2_000)
 
 
-def test_of_several_marks_the_newest_waits_for_the_ranges():
+def test_of_marks_made_before_something_was_given_up_none_comes_true():
+    """The next one knows of it: of the ranges that are in the WAL, and of those that are not."""
     post = Post().seal(1).mark(1_000).seal(1).mark(2_000)
     give_up(post, 3, missed(1))
-    post.later(0).welcome(LIVE, 2)
+    post.mark(3_000).later(0).welcome(LIVE, 2)
     assert post.box.committed_mark is None
-    assert post.commit(3).box.committed_mark == mark(2_000)
+    assert post.commit(3).box.committed_mark == mark(3_000)
 
 
 def test_a_mark_that_was_true_before_stays_true():

@@ -1,6 +1,8 @@
 """The outbox and the recorder together, on real files: who may remove what, and when."""
 
+import asyncio
 import errno
+import itertools
 import os
 import time
 import uuid
@@ -9,9 +11,10 @@ import pytest
 
 from cluster.messages.results import Batch, Committed, StreamWelcome, decode_to_writer
 from cluster.settings import Settings
-from tests.worker.wal_double import CREDIT, hand_over, results
+from tests.worker.wal_double import CREDIT, hand_over, result, results
 from worker import outbox as outbox_module
-from worker.events import OpenStream, StreamTrimmed, TellWriter
+from worker.core import WorkerCore
+from worker.events import HeartbeatDue, OpenStream, StreamTrimmed, TellWriter, Vitals, WalEffect
 from worker.outbox import WRITE_AGAIN_MS, Outbox
 from worker.recorder import WalRecorder
 
@@ -88,6 +91,72 @@ class Paired:
 
     def path(self, stream_id):
         return self.settings.wal_dir / "worker-1" / stream_id
+
+
+class Whole:
+    """A worker's core with a WAL of files and no writer; its projects are polled every half minute."""
+
+    def __init__(self, tmp_path, projects):
+        settings = Settings(
+            data_dir=tmp_path, name="worker-1", wal_free_floor_bytes=0, wal_fsync="off", wal_limit_bytes=LIMIT,
+            wal_full="drop_oldest",
+        )  # fmt: skip
+        self.now = 1_700_000_000_000
+        self.projects = projects
+        self.inbox = []
+        self.recorder = WalRecorder(settings, self._submit)
+        self.core = WorkerCore(
+            name="worker-1", incarnation="i", pid=1, stream_id=self.recorder.first_stream_id, grace_ms=1_000,
+            now_ms=self.now,
+        )  # fmt: skip
+        self.core.ticker.interval_ms_of = lambda _: 30_000
+        self._busy = False
+
+    def _submit(self, event):
+        self.inbox.append(event)
+        if self._busy:
+            return
+        self._busy = True
+        while self.inbox:
+            for effect in self.core.handle(self.inbox.pop(0), self.now):
+                if isinstance(effect, WalEffect):
+                    self.recorder.perform(effect)
+        self._busy = False
+
+    async def round(self):
+        """Each project is polled once, spread over half a minute."""
+        for second in range(30):
+            self.now += 1_000
+            tick = self.now // 30_000 * 30_000
+            polled = [
+                result(number, scheduled_at_ms=tick, text="x" * 60)
+                for number in range(second, self.projects, 30)
+                if not self.recorder.full
+            ]
+            self.core.outbox.add(polled, [], self.now)
+            self.recorder.beat()
+            self._submit(HeartbeatDue(Vitals(wal_full=self.recorder.full)))
+            deadline = time.monotonic() + 10
+            while self.recorder._dropping:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.001)
+
+
+async def test_with_drop_oldest_the_wal_keeps_within_its_limit_however_long_the_outage(tmp_path):
+    """What stands for the results that were given up must not take their place."""
+    whole = Whole(tmp_path, 3_000)
+    dropped = []
+    for _ in range(25):
+        await whole.round()
+        assert whole.recorder._directory.bytes_on_disk < LIMIT * 1.2
+        assert not whole.recorder.full, "it polls on"
+        dropped.append(whole.core._dropped)
+    per_round = [after - before for before, after in itertools.pairwise(dropped[5:])]
+    assert max(per_round) < 1.6 * 3_000, "no more is given up than comes"
+    assert 0 < len(whole.core.given_up) <= 2 * 3_000
+    kept = sum(entry.ticks for entry in whole.core.given_up._ranges)
+    assert kept == whole.core._dropped, "each of them is counted"
+    await whole.recorder.close()
 
 
 @pytest.fixture

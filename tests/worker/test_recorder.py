@@ -868,6 +868,58 @@ async def test_drop_oldest_gives_up_until_there_is_room_and_tells_what(recording
     assert read_all(worker.log()) == given.entries[first_seq - 1 :]
 
 
+async def test_where_giving_up_frees_nothing_polling_is_held_back_and_it_is_tried_once_a_second(recording, caplog):
+    """What the core writes for it is as much."""
+    worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
+    given = Given(worker.live)
+    fill(worker, given)
+    told = worker.recorder._submit
+
+    def submit(event):
+        told(event)
+        if answering and isinstance(event, StreamTrimmed) and event.results:
+            count = len(event.results) // 100
+            worker.recorder.perform(WriteWal(worker.live, given.take(count)))
+
+    answering = True
+    worker.recorder._submit = submit
+    for attempt in range(1, 4):
+        worker.recorder.beat()
+        await until(lambda: not worker.recorder._dropping)
+        await turns()
+        assert len([event for event in worker.of(StreamTrimmed) if event.results]) == attempt, "not in a circle"
+    assert worker.recorder.full
+    assert len([line for line in lines(caplog) if "no polls are started until" in line]) == 1
+    answering = False
+    worker.recorder.beat()
+    await until(lambda: worker.recorder._directory.bytes_on_disk < LIMIT, "room")
+    worker.recorder.beat()
+    assert not worker.recorder.full
+    assert lines(caplog)[-1].endswith("has room again")
+
+
+async def test_where_nothing_can_be_given_up_polling_is_held_back(recording, monkeypatch):
+    worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
+    fill(worker, Given(worker.live))
+    monkeypatch.setattr(StreamLog, "drop_oldest", lambda log: [])
+    worker.recorder.beat()
+    await until(lambda: not worker.recorder._dropping)
+    worker.recorder.beat()
+    assert worker.recorder.full
+
+
+async def test_what_is_given_up_is_the_oldest_and_no_more_than_is_needed(recording):
+    worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
+    given = Given(worker.live)
+    fill(worker, given)
+    before = worker.recorder._directory.bytes_on_disk
+    worker.recorder.beat()
+    await worker.told(StreamTrimmed)
+    await until(lambda: not worker.recorder._dropping)
+    assert len(worker.of(StreamTrimmed)) == 1
+    assert 0 < before - worker.recorder._directory.bytes_on_disk <= LIMIT / 8 + 70_000
+
+
 async def test_only_what_is_not_acknowledged_was_given_up(recording):
     worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
     given = Given(worker.live)

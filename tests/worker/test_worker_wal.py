@@ -1,7 +1,7 @@
 """The worker's core and its WAL: written first, held back when it is full, given up, adopted, released."""
 
 from cluster.messages.control import Released
-from cluster.messages.results import Batch, Committed, StreamEnd, StreamHello, decode_to_writer
+from cluster.messages.results import Batch, Committed, MissedRange, StreamEnd, StreamHello, decode_to_writer
 from cluster.ticks import partition_of
 from tests.worker.play import OTHER, A, B, Play, of
 from tests.worker.stage import IDS, START_MS, P, spec, tick_after
@@ -129,11 +129,12 @@ def test_results_given_up_for_room_are_missed_ticks():
     dropped = [result(A, scheduled_at_ms=tick, epoch=1) for tick in (ticks[0], ticks[1], ticks[3])]
     dropped += [result(B, scheduled_at_ms=START_MS, trigger="immediate"), result(999, scheduled_at_ms=5_000)]
     play.tell_core(StreamTrimmed("s1", 1, dropped, [missed(7)]))
+    play.commit().beat()
     ranges = play.reported()
     assert [(r.project_id, r.first_tick_ms, r.last_tick_ms, r.ticks) for r in ranges] == [
+        (999, 5_000, 5_000, 1),
         (A, ticks[0], ticks[1], 2),
         (A, ticks[3], ticks[3], 1),
-        (999, 5_000, 5_000, 1),
         (7, 1_000, 1_000, 1),
     ]
     assert {r.reason for r in ranges} == {"overload"}
@@ -145,9 +146,54 @@ def test_results_given_up_for_room_are_missed_ticks():
 def test_a_claim_that_was_given_up_stays_a_claim():
     play = Play().joined().welcome()
     play.tell_core(StreamTrimmed("s1", 1, [], [missed(7, "handover")]))
+    play.beat()
     (entry,) = play.reported()
     assert entry.reason == "handover"
     assert not any(play.beat().stats.missed.values()), "it was counted by whoever made it"
+
+
+def test_while_nothing_is_delivered_ranges_for_what_was_given_up_wait_in_memory_and_are_merged():
+    """Written at once they would fill the WAL, be given up, and be written again: as many as there were results."""
+    play = Play().joined(*(spec(n) for n in IDS)).welcome()
+    play.limits(0)  # nothing of its own comes between
+    written = len(play.disk.streams.get("s1", {}))
+    first = {n: tick_after(START_MS, n) for n in IDS}
+    for lap in range(100):
+        gone = [result(n, scheduled_at_ms=first[n] + 2 * lap * 1_000, epoch=lap) for n in IDS]
+        over = [MissedRange(n, at := first[n] + (2 * lap + 1) * 1_000, at, 1_000, "overrun", lap) for n in IDS]
+        play.core.outbox.add([result(1)], [], play.now)  # something waits for the writer
+        play.tell_core(StreamTrimmed("s1", 1, gone, over))
+        play.beat()
+        assert play.reported() == []
+        assert len(play.core.given_up) <= len(IDS)
+    assert len(play.disk.streams["s1"]) - written <= 101, "only what was new"
+    assert play.core.given_up.unreported()[P] == min(first.values())
+    play.commit().beat()
+    at = {r.project_id: (r.first_tick_ms, r.ticks, r.interval_ms) for r in play.reported() if r.last_tick_ms}
+    assert {n: at[n] for n in IDS} == {n: (first[n], 200, 1_000) for n in IDS}
+
+
+def test_ranges_for_what_was_given_up_hold_the_marks_back_until_they_are_committed():
+    play = Play().joined().welcome()
+    play.later(1_000).finish()
+    tick = play.started[0].scheduled_at_ms
+    play.tell_core(StreamTrimmed("s1", 1, [result(A, scheduled_at_ms=tick)], []))
+    play.later(SEAL_MS).beat()
+    play.commit()
+    assert play.beat().oldest_ms <= tick
+    play.commit()
+    assert play.beat().oldest_ms > tick
+
+
+def test_what_was_given_up_is_in_the_wal_before_its_partition_is_released_and_before_the_end():
+    for end in (lambda play: play.revoke(P), lambda play: play.stop()):
+        play = Play().joined(size=0).welcome()
+        play.core.outbox.add([result(1)], [], play.now)
+        play.tell_core(StreamTrimmed("s1", 1, [result(A, scheduled_at_ms=START_MS)], []))
+        end(play)
+        ranges = [each for e in play.disk.streams["s1"].values() for each in decode_to_writer(e.body).missed]
+        assert [(each.project_id, each.first_tick_ms) for each in ranges] == [(A, START_MS)]
+        assert len(play.core.given_up) == 0
 
 
 def test_acknowledged_segments_that_expire_are_no_loss():
