@@ -24,7 +24,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar, assert_never
@@ -91,11 +91,12 @@ class WalRecorder:
         self._logs: dict[str, StreamLog] = {}
         self.first_stream_id = self._create()
         self._first_seqs: dict[str, int] = {}
-        self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced
+        self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced; 0: nobody waits for it
         self._syncing = False
         self._sync_timer: asyncio.TimerHandle | None = None
         self._sync_failing = False
         self._alarm_at_s = 0.0
+        self._restoring = False
         self._adopting = False
         self._adopt_at = 0.0
         self._dropping: list[StreamLog] = []  # the oldest of one of them is being given up
@@ -134,6 +135,9 @@ class WalRecorder:
             return
         if self._open_wanted:
             self._open()
+        if not self._restoring and self._directory.displaced():
+            self._restoring = True
+            self._in_thread(self._directory.restore, self._on_restored)
         self._directory.expire(time.time())
         room = self._directory.room()
         self._report_trimmed()
@@ -219,7 +223,7 @@ class WalRecorder:
         for stream_id, seq in written.items():
             if stream_id in failed:
                 self._unsynced.setdefault(stream_id, seq)
-            elif self._policy == "batch":
+            elif seq and self._policy == "batch":
                 self._submit(WalWritten(stream_id, seq))
         if self._unsynced:
             self._schedule_sync()
@@ -274,6 +278,18 @@ class WalRecorder:
         self._adopting = True
         self._adopt_at = self._loop.time() + ADOPT_EVERY_S
         self._in_thread(partial(self._find_orphans, streams_max), self._take_adopted)
+
+    def _on_restored(self, stream_ids: list[str]) -> None:
+        self._restoring = False
+        self._make_safe(stream_ids)
+
+    def _make_safe(self, stream_ids: Iterable[str]) -> None:
+        """What is in them, whoever wrote it, needs an fsync that nobody waits for."""
+        if self._policy != "off":
+            for stream_id in stream_ids:
+                self._unsynced.setdefault(stream_id, 0)
+            if self._unsynced:
+                self._schedule_sync()
 
     def _find_orphans(self, streams_max: int) -> list[tuple[StreamLog, AdoptedStream]]:
         return [(log, _describe(log)) for log in self._directory.adopt(streams_max) if not _is_over(log)]

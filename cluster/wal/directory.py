@@ -122,6 +122,34 @@ class WalDirectory:
         """Bytes freed."""
         return sum(log.expire(now_s) for log in self._open_logs())
 
+    def displaced(self) -> bool:
+        """Did somebody remove the directory of a stream in use?"""
+        return any(log.displaced for log in self._open_logs())
+
+    def restore(self) -> list[str]:
+        """Streams in use whose directory was removed go on in a new one; returns their ids.  Trouble is said, once."""
+        restored = []
+        for log in self._open_logs():
+            if not log.displaced:
+                continue
+            parents: list[Path] = []
+            try:
+                lock_fd = self._try_make_and_lock(log.path, parents)
+                if lock_fd is None:
+                    continue  # somebody looks at it: the next time
+                logger.critical(
+                    "somebody removed %s, which is in use; it is made again, and what can be written again is", log.path
+                )
+                log.settle(lock_fd)
+                for parent in parents:
+                    _make_listed(parent)
+            except WalError as error:
+                self._say(log.path, str(error))
+            except OSError as error:
+                self._say(log.path, f"cannot make {log.path} again: {error.strerror}; free space or make it by hand")
+            restored.append(log.stream_id)
+        return restored
+
     def close(self) -> None:
         for log in self._open_logs():
             log.close()
@@ -265,6 +293,15 @@ class WalDirectory:
         with self._lock:
             self._logs = [*self._logs, log]
         return log
+
+
+def _make_listed(parent: Path) -> None:
+    """What was made in it outlives a loss of power."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _lock(path: Path) -> int | None:

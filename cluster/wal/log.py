@@ -10,6 +10,7 @@ It does not decide when to sync or what may be given up, and starts no thread; l
 """
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -253,6 +254,36 @@ class StreamLog:
         with self._chain.lock:
             self._appender.seal(segment)
         return self._chain.delete(segment)
+
+    # ---- a directory that is gone ---------------------------------------------------------------------------------
+
+    @property
+    def displaced(self) -> bool:
+        """Somebody removed the directory, or moved it, while it was in use."""
+        try:
+            there, ours = self.path.stat(follow_symlinks=False), os.fstat(self._lock_fd)
+        except OSError as error:
+            return not self.closed and error.errno in (errno.ENOENT, errno.ENOTDIR)
+        return not self.closed and (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def settle(self, lock_fd: int) -> None:
+        """Go on in the directory that is at ``path`` now, of which ``lock_fd`` is; that is the log's from now on.
+
+        What is in files that are still open is written again, the rest is lost.  Raises WalError.
+        """
+        with self._reading:
+            try:
+                self._chain.check_open()
+                os.dup2(lock_fd, self._lock_fd, inheritable=False)  # the same number for all who have it
+            finally:
+                os.close(lock_fd)
+            for segment in self._chain.segments:
+                if os.path.lexists(segment.path):
+                    continue
+                if segment.acked_at_s is not None:
+                    self._delete(segment)
+                else:
+                    self._file_is_gone(segment)
 
     # ---- the end --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -477,6 +478,85 @@ async def test_nothing_is_written_past_a_hole(recording, caplog):
     assert worker.events[-1] == WalWritten(worker.live, 3)
     assert read_all(worker.log()) == worker.source.entries
     assert not lines(caplog), "the failure before it was said"
+
+
+# ---- a directory that somebody removes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["off", "interval", "batch"])
+@pytest.mark.parametrize("how", ["the stream", "the whole WAL", "made by hand"])
+async def test_a_stream_whose_directory_was_removed_goes_on_in_a_new_one(recording, tmp_path, caplog, policy, how):
+    worker = recording(wal_fsync=policy, wal_fsync_interval_ms=10, wal_limit_bytes=LIMIT)
+    entries = worker.write(2)
+    await worker.told(WalWritten)
+    path = worker.log().path
+    shutil.rmtree(tmp_path / "wal" if how == "the whole WAL" else path)
+    if how == "made by hand":
+        path.mkdir()
+    entries += worker.write(1)
+    for _ in range(4):  # more than its segment holds
+        entries += worker.write(1, size=PIECE)
+    worker.recorder.beat()
+    await until(lambda: not worker.recorder._restoring)
+    worker.recorder.perform(WriteWal(worker.live, entries))
+    await until(lambda: WalWritten(worker.live, 7) in worker.events, lambda: worker.events)
+    (alarm,) = [line for line in lines(caplog, logging.CRITICAL) if "removed" in line]
+    assert str(path) in alarm
+    worker.recorder.beat()
+    assert not worker.recorder._restoring
+    assert worker.recorder.damaged == 0, "what was in it was open, and is written again"
+    await worker.close()
+    assert adopted_by(tmp_path) == {worker.live: entries}
+
+
+async def test_what_can_t_be_written_again_is_counted_but_for_what_was_acknowledged(recording):
+    worker = recording(wal_fsync="batch", wal_limit_bytes=LIMIT)
+    for number in range(1, 11):  # three to a segment, and all of it safe
+        worker.write(1, size=PIECE)
+        await until(lambda number=number: WalWritten(worker.live, number) in worker.events)
+    worker.acknowledge(3)
+    worker.events.clear()
+    for segment in worker.log()._chain.segments[:3]:
+        segment.close()
+    shutil.rmtree(worker.log().path)
+    worker.recorder.beat()
+    await until(lambda: not worker.recorder._restoring)
+    assert worker.recorder.damaged == 2, "of three segments that were closed one was acknowledged"
+    worker.recorder.perform(ReadWal(worker.live, 4, 1 << 20))
+    read = (await worker.told(WalRead)).entries
+    assert [each.seq for each in read if not each.body] == [4, 5, 6, 7, 8, 9]
+    worker.recorder.beat()
+    assert worker.of(StreamTrimmed) == [StreamTrimmed(worker.live, 4)]
+    worker.write(1)
+    await worker.told(WalWritten)
+
+
+async def test_a_directory_that_can_t_be_made_again_is_tried_every_second_and_said_once(
+    recording, monkeypatch, caplog, tmp_path
+):
+    worker = recording(wal_fsync="off")
+    entries = worker.write(1)
+    shutil.rmtree(worker.log().path)
+    real = os.mkdir
+    monkeypatch.setattr(os, "mkdir", _raises(OSError(errno.ENOSPC, "No space left on device")))
+    for _ in range(3):
+        worker.recorder.beat()
+        await until(lambda: not worker.recorder._restoring)
+    (line,) = lines(caplog)
+    assert "No space left on device" in line
+    monkeypatch.setattr(os, "mkdir", real)
+    worker.recorder.beat()
+    await until(lambda: not worker.recorder._restoring)
+    entries += worker.write(1)
+    await worker.close()
+    assert adopted_by(tmp_path) == {worker.live: entries}
+
+
+async def test_a_directory_that_is_there_is_left_alone(recording):
+    worker = recording(wal_fsync="off")
+    worker.write(1)
+    worker.recorder.beat()
+    assert not worker.recorder._restoring
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
