@@ -71,7 +71,10 @@ def new_stream_id() -> str:
 
 
 class WalRecorder:
-    """Raises WalError when the directory can't be used; after that trouble is logged, and told to the core."""
+    """Raises WalError when the directory can't be used; after that trouble is logged, and told to the core.
+
+    A disk without space is no reason to end: the first stream is made when there is some, and nothing is polled before.
+    """
 
     def __init__(self, settings: Settings, submit: Callable[[Event], None]) -> None:
         self._submit = submit
@@ -89,7 +92,8 @@ class WalRecorder:
             free_floor_bytes=settings.wal_free_floor_bytes,
         )
         self._logs: dict[str, StreamLog] = {}
-        self.first_stream_id = self._create()
+        self.first_stream_id = new_stream_id()
+        self._unmade = False  # the first stream: there was no space for it yet
         self._first_seqs: dict[str, int] = {}
         self._unsynced: dict[str, int] = {}  # stream -> the newest seq written and not synced; 0: nobody waits for it
         self._syncing = False
@@ -108,6 +112,7 @@ class WalRecorder:
         self._closing = False
         self.full = False
         self.sync_failures = 0
+        self._make_first()
 
     @property
     def damaged(self) -> int:
@@ -133,6 +138,8 @@ class WalRecorder:
         """Once a second."""
         if self._closing:
             return
+        if self._unmade:
+            self._make_first()
         if self._open_wanted:
             self._open()
         if not self._restoring and self._directory.displaced():
@@ -145,7 +152,7 @@ class WalRecorder:
             self._dropped_in_vain = False
         elif self._drop_oldest:
             self._drop()
-        full = not room and (not self._drop_oldest or self._dropped_in_vain)
+        full = self._unmade or (not room and (not self._drop_oldest or self._dropped_in_vain))
         if full != self.full:
             self._say_full(full=full)
         if self._loop.time() >= self._adopt_at and not self._adopting:
@@ -176,7 +183,11 @@ class WalRecorder:
     # ---- writing --------------------------------------------------------------------------------------------------
 
     def _write(self, stream_id: str, entries: list[Entry]) -> None:
-        log = self._logs[stream_id]
+        log = self._logs.get(stream_id)
+        if log is None:
+            assert self._unmade, f"stream {stream_id} is over"
+            self._submit(WalWriteFailed(stream_id))
+            return
         fresh = [entry for entry in entries if entry.seq > log.last_seq]
         if fresh and fresh[0].seq != log.last_seq + 1:  # what lies between could not be written before
             self._submit(WalWriteFailed(stream_id))
@@ -258,14 +269,21 @@ class WalRecorder:
 
     # ---- streams --------------------------------------------------------------------------------------------------
 
-    def _create(self) -> str:
-        stream_id = new_stream_id()
-        self._logs[stream_id] = self._directory.create(stream_id)
-        return stream_id
+    def _make_first(self) -> None:
+        try:
+            self._logs[self.first_stream_id] = self._directory.create(self.first_stream_id)
+        except WalError as error:
+            if not self._unmade and error.kind != "full":
+                raise
+            self._unmade = self.full = True
+            self._on_write_failed(error)
+        else:
+            self._unmade = False
 
     def _open(self) -> None:
+        stream_id = new_stream_id()
         try:
-            stream_id = self._create()
+            self._logs[stream_id] = self._directory.create(stream_id)
         except WalError as error:
             if not self._said_not_opened:
                 self._said_not_opened = True

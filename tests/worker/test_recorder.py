@@ -645,6 +645,36 @@ async def test_a_directory_that_can_t_be_used_is_one_error(tmp_path, recording):
     assert "\n" not in str(caught.value)
 
 
+async def test_a_worker_that_begins_on_a_full_disk_waits_for_room(recording, monkeypatch, caplog, tmp_path):
+    """Ended, it would be started again and again, and in the end stay down."""
+    real = os.mkdir
+    monkeypatch.setattr(os, "mkdir", _raises(OSError(errno.ENOSPC, "No space left on device")))
+    worker = recording(wal_fsync="off")
+    for _ in range(3):
+        worker.recorder.beat()
+        assert worker.recorder.full, "so nothing is polled"
+    entries = worker.write(1)  # ranges of missed ticks, at a release or a stop
+    assert worker.events == [WalWriteFailed(worker.live)]
+    (line,) = lines(caplog)
+    assert "No space left on device" in line
+    assert "no polls are started until" in line
+    monkeypatch.setattr(os, "mkdir", real)
+    worker.recorder.beat()
+    assert not worker.recorder.full
+    worker.recorder.perform(WriteWal(worker.live, entries))
+    assert worker.events[-1] == WalWritten(worker.live, 1)
+    await worker.close()
+    assert adopted_by(tmp_path) == {worker.live: entries}
+
+
+async def test_a_worker_that_never_had_room_ends_all_the_same(recording, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "mkdir", _raises(OSError(errno.ENOSPC, "No space left on device")))
+    worker = recording()
+    worker.recorder.beat()
+    await worker.close()
+    assert not (tmp_path / "wal").exists()
+
+
 async def test_a_further_stream_takes_what_is_new(recording, tmp_path):
     worker = recording(wal_fsync="off")
     first = worker.live
