@@ -9,7 +9,8 @@ the fsync policy:
 - ``batch``: after the fsync that covers it; batches that come meanwhile share the next one.
 
 After a failed fsync what was not safe is in a new segment; it counts with the next fsync that succeeds, tried once a
-second.
+second.  The same goes for what a dead worker left: it is made safe when it is adopted, and nothing is written to it any
+more but how far it is acknowledged, on which nothing depends.
 
 Once a second (``beat``) acknowledged segments expire, and the limits are looked at: above them ``full`` is true, or the
 oldest results are given up until there is room; where that frees nothing, ``full`` is true as well.
@@ -316,6 +317,7 @@ class WalRecorder:
         self._adopting = False
         for log, _ in found:
             self._logs[log.stream_id] = log
+        self._make_safe(log.stream_id for log, _ in found)  # their worker may have died before
         if found:
             self._submit(StreamsAdopted([stream for _, stream in found]))
 

@@ -795,6 +795,26 @@ async def test_all_orphans_at_once(recording, tmp_path):
     assert len(worker.events) == 1
 
 
+@pytest.mark.parametrize("policy", ["off", "interval", "batch"])
+async def test_what_a_dead_worker_left_is_made_safe_when_it_is_adopted(recording, tmp_path, disk, policy, monkeypatch):
+    """It may have died between a write and the fsync that the policy promises."""
+    monkeypatch.setattr(recorder_module, "SYNC_AGAIN_S", 0.01)
+    stream_id, _ = orphan(tmp_path, 3)
+    worker = recording(wal_fsync=policy, wal_fsync_interval_ms=10)
+    worker.recorder.beat()
+    await worker.told(StreamsAdopted)
+    if policy == "off":
+        await turns()
+        assert worker.recorder._sync_timer is None
+    else:
+        await until(lambda: any(stream_id in path for path in disk.syncs), "an fsync")
+        await until(lambda: not worker.recorder._syncing)
+    assert worker.of(WalWritten) == [], "nobody waits for it"
+    worker.write(1)
+    await worker.told(WalWritten)
+    assert sum(stream_id in path for path in disk.syncs) <= 1
+
+
 # ---- expiry -------------------------------------------------------------------------------------------------------
 
 
