@@ -248,7 +248,7 @@ class WorkerCore:
             projects=self.ticker.count,
             unacked_results=self.outbox.unacked_records,
             wal_bytes=self.outbox.unacked_bytes,
-            wal_state="failing" if self.outbox.failing else "full" if self.outbox.no_room else "ok",
+            wal_state="failing" if self.outbox.failing else "full" if self.outbox.full else "ok",
             wal_damaged=vitals.wal_damaged,
             wal_sync_failures=vitals.wal_sync_failures,
             wal_dropped=self._dropped,

@@ -48,7 +48,7 @@ from worker.events import (
 )
 from worker.outgoing import READ_BYTES, WINDOW_BYTES, OutgoingStream
 
-SEAL_MS = 50
+SEAL_MS = 40  # with a turn of the loop, in the WAL within 50 ms
 BATCH_RECORDS_MAX = 400  # about 64 KiB
 UNWRITTEN_BYTES_MAX = 4 << 20  # sealed and not in the WAL: then polling is held back
 WRITE_AGAIN_MS = 1_000
@@ -214,7 +214,7 @@ class Outbox:
         """A further stream: what is new goes there, and the one so far becomes backlog."""
         self._opening = False
         parked = self.live
-        self._backlog[parked.stream_id] = parked
+        self._backlog = {parked.stream_id: parked, **self._backlog}  # first: its marks wait for it
         self.live = self._open(stream_id, now_ms)
         self._own.append(self.live)
         self._after_acknowledgement(parked)  # everything may be acknowledged by now

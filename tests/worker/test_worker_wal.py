@@ -69,6 +69,16 @@ def test_a_full_wal_holds_polling_back_and_room_lets_it_go_on():
     assert play.started[-1].scheduled_at_ms > play.now - 1_000, "the newest tick, not the oldest"
 
 
+def test_a_wal_that_is_too_slow_is_full(monkeypatch):
+    """Nothing is started while so much waits for it."""
+    play = Play().joined().welcome()
+    monkeypatch.setattr(outbox_module, "UNWRITTEN_BYTES_MAX", 50)
+    monkeypatch.setattr(play.disk, "perform", lambda effect: None)
+    play.later(1_000).finish().later(SEAL_MS)
+    assert play.core.ticker.held_back
+    assert play.beat().stats.wal_state == "full"
+
+
 def test_while_the_wal_is_full_nothing_more_goes_there():
     """Missed ranges grow where they are, one of each project, and results are what was in flight."""
     play = Play().joined(*(spec(n) for n in IDS[:5])).welcome()
