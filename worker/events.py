@@ -69,8 +69,6 @@ class WalWritten(msgspec.Struct, frozen=True):
 class WalWriteFailed(msgspec.Struct, frozen=True):
     """Nothing of a ``WriteWal`` counts."""
 
-    stream_id: str
-
 
 class WalRead(msgspec.Struct, frozen=True):
     """Answer to ``ReadWal``: contiguous from where it was asked for; empty when it can't be read now."""

@@ -187,18 +187,18 @@ class WalRecorder:
         log = self._logs.get(stream_id)
         if log is None:
             assert self._unmade, f"stream {stream_id} is over"
-            self._submit(WalWriteFailed(stream_id))
+            self._submit(WalWriteFailed())
             return
         fresh = [entry for entry in entries if entry.seq > log.last_seq]
         if fresh and fresh[0].seq != log.last_seq + 1:  # what lies between could not be written before
-            self._submit(WalWriteFailed(stream_id))
+            self._submit(WalWriteFailed())
             return
         if fresh:
             try:
                 log.append(fresh)
             except WalError as error:
                 self._on_write_failed(error)
-                self._submit(WalWriteFailed(stream_id))
+                self._submit(WalWriteFailed())
                 return
             if self._said_failing:
                 self._said_failing = False

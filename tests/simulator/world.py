@@ -565,7 +565,7 @@ class World:
         """As the real one: what is there already is passed over, and nothing is written past a hole."""
         fresh = [entry for entry in entries if entry.seq not in disk.entries]
         if self.faults.disk_full or (fresh and fresh[0].seq != len(disk.entries) + 1):
-            self.after(0, lambda: self.step(process, w.WalWriteFailed(disk.stream_id)))
+            self.after(0, lambda: self.step(process, w.WalWriteFailed()))
             return
         disk.entries.update({entry.seq: entry for entry in fresh})
         self.after(0, lambda: self.step(process, w.WalWritten(disk.stream_id, entries[-1].seq)))

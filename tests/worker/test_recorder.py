@@ -414,7 +414,7 @@ async def test_a_full_disk_is_said_once_and_so_is_its_end(recording, full, caplo
     worker.write(2)
     for _ in range(3):  # as the outbox does: all that is not known to be there, again
         worker.recorder.perform(WriteWal(worker.live, worker.source.entries[2:]))
-    assert worker.events == [WalWritten(worker.live, 2)] + 4 * [WalWriteFailed(worker.live)]
+    assert worker.events == [WalWritten(worker.live, 2)] + 4 * [WalWriteFailed()]
     (line,) = lines(caplog)
     assert str(worker.log().path) in line
     assert "No space left on device" in line
@@ -437,7 +437,7 @@ async def test_an_io_error_is_the_same_with_another_advice(recording, full, capl
     worker.write(1)
     full.error = errno.EIO
     worker.write(1)
-    assert worker.events[-1] == WalWriteFailed(worker.live)
+    assert worker.events[-1] == WalWriteFailed()
     assert "check the disk" in lines(caplog, logging.ERROR)[0]
     full.error = 0
     worker.recorder.perform(WriteWal(worker.live, worker.source.entries[1:]))
@@ -473,7 +473,7 @@ async def test_nothing_is_written_past_a_hole(recording, caplog):
     worker.write(1)
     worker.source.take(1)  # could not be written
     worker.write(1)
-    assert worker.events == [WalWritten(worker.live, 1), WalWriteFailed(worker.live)]
+    assert worker.events == [WalWritten(worker.live, 1), WalWriteFailed()]
     worker.recorder.perform(WriteWal(worker.live, worker.source.entries[1:]))
     assert worker.events[-1] == WalWritten(worker.live, 3)
     assert read_all(worker.log()) == worker.source.entries
@@ -654,7 +654,7 @@ async def test_a_worker_that_begins_on_a_full_disk_waits_for_room(recording, mon
         worker.recorder.beat()
         assert worker.recorder.full, "so nothing is polled"
     entries = worker.write(1)  # ranges of missed ticks, at a release or a stop
-    assert worker.events == [WalWriteFailed(worker.live)]
+    assert worker.events == [WalWriteFailed()]
     (line,) = lines(caplog)
     assert "No space left on device" in line
     assert "no polls are started until" in line
@@ -1131,7 +1131,7 @@ async def test_a_disk_without_space_also_makes_room(recording, full, caplog):
     worker.events.clear()
     full.error = errno.ENOSPC
     worker.recorder.perform(WriteWal(worker.live, given.take(1)))
-    assert worker.events == [WalWriteFailed(worker.live)]
+    assert worker.events == [WalWriteFailed()]
     worker.recorder.beat()
     assert worker.events[1:] == [StreamTrimmed(worker.live, second)], "first what is acknowledged"
     assert not any("given up" in line for line in lines(caplog))

@@ -54,7 +54,7 @@ class DiskDouble:
                 last = self.last.get(stream_id, 0)
                 fresh = [entry for entry in entries if entry.seq > last]
                 if self.failing or (fresh and fresh[0].seq != last + 1):
-                    return WalWriteFailed(stream_id)
+                    return WalWriteFailed()
                 self.streams.setdefault(stream_id, {}).update({entry.seq: entry for entry in fresh})
                 self.last[stream_id] = max(last, entries[-1].seq)
                 return WalWritten(stream_id, entries[-1].seq)
