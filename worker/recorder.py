@@ -361,11 +361,12 @@ class WalRecorder:
             self._dropped_in_vain = True
             return
         log, polled, missed, size_bytes = given_up
-        logger.error(
-            "the WAL is full: %d results of stream %s that are not acknowledged were given up; they count as missed, "
-            "but for those that reach the database all the same",
-            len(polled), log.stream_id,
-        )  # fmt: skip
+        if polled:
+            logger.error(
+                "the WAL is full: %d results of stream %s that are not acknowledged were given up; they count as "
+                "missed, but for those that reach the database all the same",
+                len(polled), log.stream_id,
+            )  # fmt: skip
         self._first_seqs[log.stream_id] = log.first_seq
         before_bytes = self._directory.bytes_on_disk
         self._submit(StreamTrimmed(log.stream_id, log.first_seq, polled, missed))

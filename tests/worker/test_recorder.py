@@ -1050,6 +1050,18 @@ async def test_what_is_given_up_is_the_oldest_and_no_more_than_is_needed(recordi
     assert 0 < before - worker.recorder._directory.bytes_on_disk <= LIMIT / 8 + 70_000
 
 
+async def test_of_a_segment_that_is_lost_nothing_is_said_to_be_given_up(recording, caplog):
+    worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
+    fill(worker, Given(worker.live))
+    worker.log()._chain.segments[0].path.unlink()
+    worker.log()._chain.segments[0].close()
+    worker.recorder.beat()
+    trimmed = await worker.told(StreamTrimmed)
+    assert (trimmed.results, trimmed.missed) == ([], [])
+    await until(lambda: not worker.recorder._dropping)
+    assert not [line for line in lines(caplog) if " 0 results" in line]
+
+
 async def test_only_what_is_not_acknowledged_was_given_up(recording):
     worker = recording(wal_fsync="off", wal_limit_bytes=LIMIT, wal_full="drop_oldest")
     given = Given(worker.live)
