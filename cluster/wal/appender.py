@@ -26,7 +26,7 @@ logger = logging.getLogger("cluster.wal")
 class Appender:
     def __init__(self, chain: SegmentChain, *, stream_key: bytes, worker: str, segment_bytes: int) -> None:
         self.active: Segment | None = None  # that is appended to
-        self.unsynced: list[Segment] = chain.segments[-1:]  # whoever wrote it may have died before it was safe
+        self.unsynced: list[Segment] = chain.segments[-2:]  # whoever wrote them may have died before they were safe
         self._chain = chain
         self._key = stream_key
         self._worker = worker
@@ -45,8 +45,10 @@ class Appender:
             if segment is not None and segment.end + sum(map(len, buffers)) <= self.segment_bytes:
                 self._write(segment, buffers)
             else:
-                segment = self.create(entries[0].seq, chain.records_total, chain.bytes_total, buffers)
+                former, segment = segment, self.create(entries[0].seq, chain.records_total, chain.bytes_total, buffers)
                 self.active = segment
+                if former is not None and former not in self.unsynced:  # nobody needs its descriptor any more
+                    former.close()
             segment.acked_at_s = None
             last = entries[-1]
             chain.last_seq = last.seq

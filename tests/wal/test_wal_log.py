@@ -324,22 +324,31 @@ def test_sync_reaches_each_file_and_its_name_once(log, source, monkeypatch):
     assert synced == [files_of(log)[-1]]
 
 
-def test_few_files_stay_open_though_nobody_syncs(log, source):
-    def open_segments():
-        there = set()
-        for fd in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # of the listing itself
-                there.add(fd.readlink())
-        return there & set(files_of(log))
+def open_segments(log):
+    there = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # of the listing itself
+            there.add(fd.readlink())
+    return there & set(files_of(log))
 
+
+def test_few_files_stay_open_though_nobody_syncs(log, source):
     fill(log, source, 200)
     assert len(files_of(log)) > 20
-    assert len(open_segments()) <= 6
+    assert len(open_segments(log)) <= 6
     log.sync()
-    assert open_segments() == {files_of(log)[-1]}
+    assert open_segments(log) == {files_of(log)[-1]}
     log.acknowledged(200, NOW_S)
     log.expire(NOW_S + 600)
-    assert open_segments() == set()
+    assert open_segments(log) == set()
+
+
+def test_no_file_stays_open_when_each_was_safe_before_the_next(log, source):
+    for _ in range(100):
+        log.append(source.take(1, 200))
+        log.sync()
+    assert len(files_of(log)) > 10
+    assert open_segments(log) == {files_of(log)[-1]}
 
 
 def test_what_is_gone_needs_no_sync(log, source):
@@ -360,7 +369,7 @@ def test_an_adopted_stream_is_synced_once_more(wal, log, source, monkeypatch):
     monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(file_behind(fd)))
     adopted.sync()
     adopted.sync()
-    assert synced == [files_of(adopted)[-1]]
+    assert synced == files_of(adopted)[-2:]
 
 
 # ---- what may go ----------------------------------------------------------------------------------------------------
