@@ -9,8 +9,9 @@
   committed, never more.
 - When the ledger turns out to be behind what was acknowledged, the database is an older one (a failover, a restored
   copy): every position is read again, and every worker is asked for all it still has.
-- Memory: a stream may have twice its credit waiting; what exceeds that is ignored, and ``Rewind`` is sent when there is
-  room.  Streams are limited, and leave memory when they have ended or are idle.
+- Memory: a stream may have twice its credit waiting, and all together AWAY_BYTES while the database does not answer;
+  what exceeds that is ignored, and ``Rewind`` is sent when there is room.  Streams are limited, and leave memory when
+  they have ended or are idle.
 - ``StopRequested``: what was received is committed at once, then ``Finish``; or ``Finish`` when the grace is over.
 
 It knows nothing of rows, transactions or sockets (see store.py and service.py).
@@ -55,6 +56,8 @@ from writer.events import (
 from writer.stream import PendingBatch, Stream
 
 CREDIT_BYTES = 1 << 20
+AWAY_BYTES = 512 << 10  # decoded they take four times as much; the rest waits in the workers' WAL
+SLOW_MS = 3_000  # an answer that takes longer is not waited for with more and more in memory
 FLUSH_MS = 100
 FLUSH_ROWS = 20_000
 FLUSH_BATCHES = 4_096
@@ -104,6 +107,7 @@ class WriterCore:
         self._flush: Flush | None = None  # in progress, or to be repeated
         self._flush_id = 0
         self._operation: Literal["flush", "load"] | None = None  # asked for and not answered
+        self._asked_ms = 0  # when
         self._loaded_last = False
         self._retry_at: int | None = None
         self._retry_ms = 0
@@ -200,7 +204,7 @@ class WriterCore:
             rejects=self._rejects,
             streams=len(self._streams),
             pending_rows=self._pending_rows(),
-            pending_bytes=sum(stream.pending_bytes for stream in self._streams.values()),
+            pending_bytes=self._pending_bytes(),
             dropped={str(reason): count for reason, count in self._dropped.items()},
         )
 
@@ -287,9 +291,7 @@ class WriterCore:
             self._dropped["gap"] += 1
             if stream.rewound_ms is None:
                 self._rewind(stream, now_ms, effects)
-        elif stream.pending and (
-            stream.pending_bytes + size_bytes > 2 * self._credit_bytes or len(stream.pending) >= STREAM_BATCHES_MAX
-        ):
+        elif not self._has_room(stream, size_bytes, now_ms):
             self._dropped["over_credit"] += 1
             stream.refused = True
             stream.rewound_ms = now_ms
@@ -302,6 +304,13 @@ class WriterCore:
             self._pressed = self._pressed or stream.waiting_bytes * 2 >= self._credit_bytes
             if self._oldest_waiting_ms is None:
                 self._oldest_waiting_ms = now_ms
+
+    def _has_room(self, stream: Stream, size_bytes: int, now_ms: int) -> bool:
+        if self._stands_still(now_ms) and self._pending_bytes() + size_bytes > AWAY_BYTES:
+            return not self._pending_bytes()
+        return not stream.pending or (
+            stream.pending_bytes + size_bytes <= 2 * self._credit_bytes and len(stream.pending) < STREAM_BATCHES_MAX
+        )
 
     def _on_end(self, stream_id: str, effects: list[Effect]) -> None:
         stream = self._streams.get(stream_id)
@@ -345,7 +354,7 @@ class WriterCore:
         """Ask for what follows what was taken, unless there is no room for it yet or nobody to ask."""
         stream.rewound_ms = now_ms
         self._gaps.add(stream.stream_id)
-        if stream.refused and stream.pending_bytes >= self._credit_bytes:
+        if stream.refused and (stream.pending_bytes >= self._credit_bytes or self._stands_still(now_ms)):
             return
         stream.refused = False
         if stream.peer is not None:
@@ -420,10 +429,12 @@ class WriterCore:
             stream.commit(position)
             if stream.peer is not None:
                 effects.append(Send(stream.peer, Committed(stream.stream_id, stream.committed_seq)))
-            if stream.refused and stream.pending_bytes < self._credit_bytes:
-                self._rewind(stream, now_ms, effects)
             self._end_if_done(stream, effects)
             self._forget_if_abandoned(stream)
+        for stream_id in sorted(self._gaps):  # those turned away while the database did not answer, too
+            stream = self._streams[stream_id]
+            if stream.refused and stream.pending_bytes < self._credit_bytes:
+                self._rewind(stream, now_ms, effects)
         self._count_waiting()
 
     def _on_failed(self, event: DatabaseFailed, now_ms: int, effects: list[Effect]) -> None:
@@ -445,6 +456,10 @@ class WriterCore:
             self._error = ""
             effects.append(WriteLog("info", f"the database answers again; {self._pending_rows()} rows are waiting"))
 
+    def _stands_still(self, now_ms: int) -> bool:
+        """Does the database fail, or leave us waiting?"""
+        return bool(self._error) or (self._operation is not None and now_ms - self._asked_ms >= SLOW_MS)
+
     def _advance(self, now_ms: int, effects: list[Effect]) -> None:
         """Ask for the next database operation, if one is due and none is under way; or finish."""
         if self._reload_wanted and self._operation is None and self._flush is None:
@@ -456,6 +471,7 @@ class WriterCore:
             return
         if self._operation is not None or (self._retry_at is not None and now_ms < self._retry_at):
             return
+        self._asked_ms = now_ms
         if self._flush is not None:
             self._operation = "flush"
             effects.append(CommitFlush(self._flush))
@@ -543,6 +559,9 @@ class WriterCore:
     def _pending_rows(self) -> int:
         owed = sum(stream.owed_rows for stream in self._streams.values())
         return self._waiting_rows + (self._flush.rows if self._flush is not None else 0) + owed
+
+    def _pending_bytes(self) -> int:
+        return sum(stream.pending_bytes for stream in self._streams.values())
 
     def _oldest_ms(self) -> int | None:
         if self._flush is None:

@@ -16,7 +16,7 @@ from cluster.messages.results import (
     WhichStream,
 )
 from writer import core as core_module
-from writer.core import CREDIT_BYTES, FLUSH_ROWS, IDLE_MS, RETRY_MAX_MS, WriterCore
+from writer.core import AWAY_BYTES, CREDIT_BYTES, FLUSH_ROWS, IDLE_MS, RETRY_MAX_MS, WriterCore
 from writer.events import (
     CommitFlush,
     DatabaseFailed,
@@ -316,6 +316,44 @@ def test_a_stream_that_exceeds_its_credit_is_held_back_and_fetched_later():
     assert play.sent() == [], "three wait, more than the credit"
     play.commit(effects[1].flush)
     assert play.sent() == [(b"p", Committed(S1, 4)), (b"p", Rewind(S1, 5))]
+
+
+def fail(play):
+    [commit] = play.take(CommitFlush)
+    play.tell(DatabaseFailed("retry", "no database"))
+    return commit.flush
+
+
+def test_while_the_database_is_away_little_is_kept_and_the_rest_fetched_at_once_when_it_is_back():
+    play = Play().welcomed().welcomed(b"q", S2, worker="worker-2").batch(1, size_bytes=100_000).pass_ms(100)
+    flush = fail(play)
+    for seq in range(2, 40):
+        play.batch(seq, size_bytes=100_000).batch(seq - 1, peer=b"q", stream=S2, size_bytes=100_000)
+    assert play.core.view(play.now).pending_bytes == 500_000 <= AWAY_BYTES
+    for _ in range(20):
+        play.pass_ms(5_000).tell(DatabaseFailed("retry", "no database"))
+    assert play.sent() == [], "nobody is asked for what there is no room for"
+    play.pass_ms(5_000).commit(flush)
+    assert play.sent() == [(b"p", Committed(S1, 1)), (b"p", Rewind(S1, 4)), (b"q", Rewind(S2, 3))]
+    assert play.batch(4, size_bytes=900_000).core.view(play.now).pending_bytes == 1_300_000
+
+
+def test_a_batch_larger_than_what_is_kept_meanwhile_passes_when_nothing_waits():
+    play = Play().hello()
+    play.tell(DatabaseFailed("retry", "no database")).pass_ms(200).tell(LedgerLoaded({S1: 0}))
+    play.hello(b"q", S2).tell(DatabaseFailed("retry", "no database"))
+    play.batch(1, size_bytes=AWAY_BYTES + 1).batch(2, size_bytes=1)
+    assert play.core.view(play.now).pending_bytes == AWAY_BYTES + 1
+
+
+def test_a_database_that_does_not_answer_is_as_good_as_away():
+    play = Play().welcomed().batch(1, size_bytes=500_000).pass_ms(100)
+    flush = play.flush()
+    play.pass_ms(2_999).batch(2, size_bytes=500_000)
+    play.pass_ms(1).batch(3, size_bytes=100)
+    assert play.core.view(play.now).dropped == {"over_credit": 1}
+    play.commit(flush)
+    assert (b"p", Rewind(S1, 3)) in play.sent()
 
 
 def test_half_a_credit_is_committed_at_once():
