@@ -17,7 +17,6 @@
 It knows nothing of rows, transactions or sockets (see store.py and service.py).
 """
 
-import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
 from typing import Literal, assert_never
@@ -34,6 +33,7 @@ from cluster.messages.results import (
     ToWriter,
     WhichStream,
 )
+from cluster.wal.format import is_stream_id, is_worker_name
 from writer.events import (
     CommitFlush,
     DatabaseFailed,
@@ -73,9 +73,6 @@ IDLE_MS = 600_000
 HOUSEKEEPING_MS = 10_000
 RATE_WINDOW_MS = 10_000
 SEQ_MAX = 2**63 - 1
-
-_STREAM_ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
-_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Why a message was not taken.
 Dropped = Literal["duplicate", "early", "gap", "invalid_hello", "over_credit", "stranger", "too_many_streams"]
@@ -236,7 +233,7 @@ class WriterCore:
                 assert_never(message)
 
     def _on_hello(self, peer: bytes, hello: StreamHello, now_ms: int, effects: list[Effect]) -> None:
-        valid = _STREAM_ID.fullmatch(hello.stream_id) and _WORKER.fullmatch(hello.worker)
+        valid = is_stream_id(hello.stream_id) and is_worker_name(hello.worker)
         if not valid or not 1 <= hello.first_seq <= SEQ_MAX:
             if not self._dropped["invalid_hello"]:
                 effects.append(WriteLog("warning", "a stream introduced itself with an unusable id, name or position"))
@@ -317,7 +314,7 @@ class WriterCore:
         if stream is not None:
             stream.ending = True
             self._end_if_done(stream, effects)
-        elif _STREAM_ID.fullmatch(stream_id):  # introduced to an earlier incarnation of the writer
+        elif is_stream_id(stream_id):  # introduced to an earlier incarnation of the writer
             effects.append(MarkEnded([stream_id]))
 
     def _ask(self, peer: bytes, now_ms: int, effects: list[Effect]) -> None:

@@ -162,6 +162,12 @@ def wal_table(streams: Sequence[StreamInfo]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("begun")
     for stream in streams:
+        if stream.state == "newer version":
+            state = _state(stream.state)
+            table.add_row(
+                stream.stream_id, Text(stream.worker), state, "?", "?", "?", size(stream.bytes), "?", ""
+            )
+            continue
         table.add_row(
             stream.stream_id,
             Text(stream.worker),

@@ -19,7 +19,7 @@ import orjson
 from cluster import config, database, sockets
 from cluster.cli.options import ALL, EVERYWHERE, with_settings
 from cluster.embedded import cluster_database
-from cluster.errors import ClusterError, InvalidInputError
+from cluster.errors import ClusterError, ExitCode, InvalidInputError
 from cluster.logs import LogSink
 from cluster.settings import Settings
 from cluster.supervisor.lock import LockHolder, held_role_locks, supervisor_lock
@@ -44,12 +44,13 @@ def wal() -> None:
 @with_settings(*EVERYWHERE)
 @click.option("--verify", is_flag=True, help="Read every batch and check it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_command(settings: Settings, verify: bool, as_json: bool) -> None:
+def list_command(settings: Settings, verify: bool, as_json: bool) -> int:
     """List the streams on disk.
 
     A stream in use belongs to a running worker; an orphan is delivered by the next worker that runs here. What is
-    acknowledged is kept for 10 minutes.
+    acknowledged is kept for 10 minutes. With --verify the exit status is 1 when anything is damaged.
     """
+    check_data_dir(settings)
     streams = list_streams(settings.wal_dir, verify=verify)
     if as_json:
         click.echo(orjson.dumps(wal_document(streams), option=orjson.OPT_INDENT_2))
@@ -59,6 +60,9 @@ def list_command(settings: Settings, verify: bool, as_json: bool) -> None:
         from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
 
         render.show(render.wal_table(streams))
+    if newer := newer_streams(streams):
+        click.echo(f"Warning: {of_a_newer_version(newer, settings)}", err=True)
+    return int(ExitCode.FAILED if verify and any(stream.damaged for stream in streams) else ExitCode.DONE)
 
 
 @wal.command()
@@ -68,6 +72,7 @@ def replay(settings: Settings) -> None:
 
     For a data directory on which no cluster runs; a running one does this by itself.
     """
+    check_data_dir(settings)
     with supervisor_lock(settings.run_dir) as lock:
         held = held_role_locks(settings.run_dir)
         if held:
@@ -75,8 +80,12 @@ def replay(settings: Settings) -> None:
                 f"processes of a cluster on {settings.data_dir} deliver it themselves: {', '.join(held)}",
                 code="already_running",
             )
-        before = waiting_records(settings)
+        streams = list_streams(settings.wal_dir)
+        newer = newer_streams(streams)
+        before = sum(stream.records_unacked for stream in streams)
         if not before:
+            if newer:
+                raise ClusterError(of_a_newer_version(newer, settings))
             click.echo(f"nothing waits in {settings.wal_dir}")
             return
         lock.write(LockHolder(pid=os.getpid(), embedded=settings.database_url is None))
@@ -89,6 +98,8 @@ def replay(settings: Settings) -> None:
                 f"{why}: {delivered} results delivered, {after} still wait in {settings.wal_dir}; `cluster wal replay` "
                 "or the next `cluster up` delivers them"
             )
+        if newer:
+            raise ClusterError(f"{delivered} results delivered; {of_a_newer_version(newer, settings)}")
         click.echo(f"{delivered} results delivered, nothing waits any more")
 
 
@@ -100,6 +111,25 @@ def wal_document(streams: list[StreamInfo]) -> dict[str, Any]:
         "bytes": sum(stream.bytes for stream in streams),
         "damaged": sum(stream.damaged for stream in streams),
     }
+
+
+def check_data_dir(settings: Settings) -> None:
+    """A mistyped directory must not look like one in which nothing waits."""
+    if not settings.data_dir.is_dir():
+        raise InvalidInputError(
+            f"there is no data directory {settings.data_dir}: give the --data-dir of a cluster, or set CLUSTER_DATA_DIR"
+        )
+
+
+def newer_streams(streams: list[StreamInfo]) -> int:
+    return sum(stream.state == "newer version" for stream in streams)
+
+
+def of_a_newer_version(count: int, settings: Settings) -> str:
+    return (
+        f"{count} streams in {settings.wal_dir} were written by a newer version of this program, so what waits in them "
+        "is not known; use that version to see and to deliver it"
+    )
 
 
 def waiting_records(settings: Settings) -> int:

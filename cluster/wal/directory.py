@@ -14,7 +14,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import stat
 import threading
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from cluster.wal import acked
 from cluster.wal.chain import StreamState
 from cluster.wal.errors import WalError
-from cluster.wal.format import NewerVersionError, is_stream_id
+from cluster.wal.format import NewerVersionError, is_stream_id, is_worker_name
 from cluster.wal.listing import StreamInfo, list_streams
 from cluster.wal.log import RETAIN_S, SEGMENT_BYTES, StreamLog
 from cluster.wal.quarantine import NAME as QUARANTINE
@@ -40,7 +39,6 @@ SEGMENTS_MIN = 8  # that the limit has room for, so that there is something to d
 LOCK_S = 0.5  # who only looks has the lock for an instant
 PAUSE_S = 0.02
 
-_WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LEFT_ALONE = (QUARANTINE, "lost+found")
 
 logger = logging.getLogger("cluster.wal")
@@ -58,7 +56,7 @@ class WalDirectory:
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         """``path``: DATA_DIR/wal.  Nothing is made before it is needed."""
-        if not _WORKER.fullmatch(worker) or worker == QUARANTINE:
+        if not is_worker_name(worker) or worker == QUARANTINE:
             raise WalError(f"a worker can't be called {worker!r} in the WAL {path}; give it another name")
         self.path = path
         self._own = path / worker
@@ -213,7 +211,7 @@ class WalDirectory:
         """Directories of streams that aren't ours; foreign things are out of the way afterwards."""
         ours = {log.path for log in self._open_logs()}
         streams = []
-        workers = self._directories(self.path, lambda name: _WORKER.fullmatch(name) is not None, _LEFT_ALONE)
+        workers = self._directories(self.path, is_worker_name, _LEFT_ALONE)
         for worker in sorted(workers, key=lambda each: (each != self._own, each)):
             streams += sorted(self._directories(worker, is_stream_id))
         return [path for path in streams if path not in ours]

@@ -34,6 +34,7 @@ SEGMENT_HEADER_BYTES = _SEGMENT_FRONT.size + _SEGMENT_REST.size
 ENTRY_HEADER_BYTES = _ENTRY_FRONT.size + _ENTRY_REST.size
 
 _STREAM_ID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}")
+_WORKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SEGMENT_NAME = re.compile(r"([0-9]{20})(?:\.([0-9]{1,6}))?\.wal")
 _SEQ_MAX = (1 << 63) - 1
 
@@ -87,6 +88,11 @@ class Scan(msgspec.Struct, frozen=True):
 
 def is_stream_id(text: str) -> bool:
     return _STREAM_ID.fullmatch(text) is not None
+
+
+def is_worker_name(text: str) -> bool:
+    """May a worker's directory be called so?"""
+    return _WORKER_NAME.fullmatch(text) is not None
 
 
 def stream_key(stream_id: str) -> bytes:

@@ -2,11 +2,15 @@
 
 A stream's lock is tried for an instant; whoever wants it waits longer than that.  Without ``verify`` only the newest
 segment and the one with what was acknowledged last are read, so damage elsewhere is not seen.
+
+What a stream notes of its acknowledgements lags behind by up to a second; who knows the ledger may give its positions.
+Directories that no worker made are not looked into.
 """
 
 import fcntl
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +24,7 @@ from cluster.wal.format import (
     decode_segment_header,
     is_stream_id,
     is_torn,
+    is_worker_name,
     parse_segment_name,
     stream_key,
 )
@@ -30,7 +35,7 @@ from cluster.wal.segment import HEADER_END, Segment, open_for_reading, read_at, 
 class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     stream_id: str
-    state: Literal["in use", "orphan"]
+    state: Literal["in use", "orphan", "newer version"]  # the last: only bytes and segments are known
     first_seq: int  # the oldest on disk, 0 when there is nothing
     last_seq: int
     acked_seq: int  # as far as it was noted
@@ -42,16 +47,22 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     damaged: int  # ranges and gaps; all of them only with ``verify``
 
 
-def list_streams(path: Path, *, verify: bool = False) -> list[StreamInfo]:
-    """``path``: DATA_DIR/wal.  By worker and age.  Raises WalError when something can't be read."""
+def list_streams(
+    path: Path, *, verify: bool = False, committed: Mapping[str, int] | None = None
+) -> list[StreamInfo]:
+    """``path``: DATA_DIR/wal.  By worker and age.  Raises WalError when something can't be read.
+
+    ``committed``: the last seq of streams as the ledger has it, where that is more than was noted.
+    """
     streams = []
     for worker in _directories(path):
-        if worker.name == QUARANTINE:
+        if worker.name == QUARANTINE or not is_worker_name(worker.name):
             continue
         for directory in _directories(worker):
             if is_stream_id(directory.name):
                 try:
-                    streams.append(_look(directory, worker.name, verify=verify))
+                    committed_seq = (committed or {}).get(directory.name, 0)
+                    streams.append(_look(directory, worker.name, committed_seq, verify=verify))
                 except FileNotFoundError:
                     continue  # it has just been removed
                 except OSError as error:
@@ -73,14 +84,16 @@ def _unreadable(error: OSError, path: Path) -> WalError:
     return WalError.of(error, "look into", path, "run this as the user that started the cluster")
 
 
-def _look(path: Path, worker: str, *, verify: bool) -> StreamInfo:
+def _look(path: Path, worker: str, committed_seq: int, *, verify: bool) -> StreamInfo:
     in_use = _is_locked(path)
     found = _Survey(path, in_use=in_use)
+    if found.newer:
+        return _of_newer_version(found, worker)
     segments = found.segments
     noted = read_acked(path)
     last_seq, records_total = found.newest()
     first_seq = segments[0].first_seq if segments else 0
-    acked_seq = min(noted[0], last_seq) if noted is not None else 0
+    acked_seq = min(max(noted[0] if noted is not None else 0, committed_seq), last_seq)
     records_before = found.records_to(first_seq - 1)
     if verify:
         for segment in segments:
@@ -101,6 +114,23 @@ def _look(path: Path, worker: str, *, verify: bool) -> StreamInfo:
     )
 
 
+def _of_newer_version(found: "_Survey", worker: str) -> StreamInfo:
+    return StreamInfo(
+        worker=worker,
+        stream_id=found.path.name,
+        state="newer version",
+        first_seq=0,
+        last_seq=0,
+        acked_seq=0,
+        records=0,
+        records_unacked=0,
+        bytes=found.newer_bytes + sum(segment.size_bytes for segment in found.segments),
+        segments=found.newer + len(found.segments),
+        oldest_at_ms=0,
+        damaged=0,
+    )
+
+
 def _is_locked(path: Path) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -116,8 +146,10 @@ class _Survey:
     """The segments of a stream and, of those that were scanned, how many records there were with each batch."""
 
     def __init__(self, path: Path, *, in_use: bool) -> None:
+        self.path = path
         self.worker = ""
         self.damaged = 0
+        self.newer = self.newer_bytes = 0  # segments of a version that this program doesn't know
         self.segments: list[Segment] = []
         self._in_use = in_use
         self._key = stream_key(path.name)
@@ -137,6 +169,8 @@ class _Survey:
             state = os.fstat(fd)
             header = decode_segment_header(read_at(fd, 0, HEADER_END))
         except NewerVersionError:
+            self.newer += 1
+            self.newer_bytes += state.st_size
             return
         finally:
             os.close(fd)

@@ -178,14 +178,81 @@ def test_damage_is_found_when_it_is_looked_for(cluster, data_dir):
         log.append([entry])
     wal.close()
     path, content = damage(log, 0.9)
+    assert cluster("wal", "list", "--json").status == 0
     ran = cluster("wal", "list", "--json", "--verify")
-    assert ran.status == 0
+    assert ran.status == 1, "a script must hear of it"
     document = json.loads(ran.out)
     assert (document["damaged"], document["streams"][0]["damaged"]) == (1, 1)
     line = next(line for line in cluster("wal", "list", "--verify").out.splitlines() if log.stream_id in line)
     assert line.split()[7:10] == ["KiB", "1", time.strftime("%Y-%m-%d")]
     assert path.read_bytes() == content, "who only looks changes nothing"
     assert not (data_dir / "wal" / "quarantine").exists()
+
+
+def test_nothing_damaged_is_verified(cluster, data_dir):
+    leave(data_dir, sources(2))
+    assert cluster("wal", "list", "--verify").status == 0
+
+
+@pytest.mark.parametrize("command", [("list",), ("list", "--verify", "--json"), ("replay", "--database-url", NOWHERE)])
+def test_a_data_directory_that_is_not_there_is_not_one_in_which_nothing_waits(cluster, data_dir, command):
+    ran = cluster("wal", *command, "--data-dir", data_dir / "mistyped")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.error == (
+        f"there is no data directory {data_dir / 'mistyped'}: give the --data-dir of a cluster, or set CLUSTER_DATA_DIR"
+    )
+    assert not (data_dir / "mistyped").exists()
+
+
+def leave_newer(data_dir, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr(wal_format, "VERSION", 2)
+        return leave(data_dir, sources(2), worker="worker-9")[1]
+
+
+def test_what_a_newer_version_wrote_does_not_look_empty(cluster, data_dir, monkeypatch):
+    _, known = leave(data_dir, sources(3))
+    newer = leave_newer(data_dir, monkeypatch)
+    said = (
+        f"1 streams in {data_dir / 'wal'} were written by a newer version of this program, so what waits in them is not "
+        "known; use that version to see and to deliver it"
+    )
+    ran = cluster("wal", "list")
+    assert (ran.status, ran.err) == (0, f"Warning: {said}\n")
+    (line,) = [line.split() for line in ran.out.splitlines() if newer.stream_id in line]
+    assert line[:7] == [newer.stream_id, "worker-9", "newer", "version", "?", "?", "?"]
+    document = json.loads(cluster("wal", "list", "--json").out)
+    states = {each["stream_id"]: (each["state"], each["segments"]) for each in document["streams"]}
+    assert states == {known.stream_id: ("orphan", 1), newer.stream_id: ("newer version", 1)}
+    assert document["bytes"] == sum(path.stat().st_size for path in (data_dir / "wal").rglob("*.wal"))
+
+
+def test_replay_does_not_say_that_nothing_waits_when_a_newer_version_may_have_left_something(
+    cluster, data_dir, monkeypatch
+):
+    leave_newer(data_dir, monkeypatch)
+    ran = cluster("wal", "replay", "--database-url", NOWHERE)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.error.startswith(f"1 streams in {data_dir / 'wal'} were written by a newer version")
+
+
+def test_directories_that_no_worker_made_are_not_looked_into(cluster, data_dir, monkeypatch):
+    """The root of a mounted file system has a lost+found that only root may read."""
+    leave(data_dir, sources(1))
+    foreign = [data_dir / "wal" / name for name in ("lost+found", ".snapshots")]
+    for path in foreign:
+        path.mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) in foreign:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ran = cluster("wal", "list", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert len(json.loads(ran.out)["streams"]) == 1
 
 
 def test_a_directory_that_can_t_be_read_is_one_line(cluster, data_dir, monkeypatch):
@@ -357,7 +424,8 @@ def test_a_stream_of_a_newer_version_is_left_alone(cluster, data_dir, database_u
         newer = leave_polls(data_dir, 10, worker="worker-2", first_project=500)
     leave_polls(data_dir, 10)
     ran = cluster("wal", "replay", "--database-url", database_url)
-    assert ran.status == 0, ran
+    assert ran.status == 1, ran
+    assert ran.err.splitlines()[-1].startswith("Error: 33 results delivered; 1 streams in ")
     assert rows.fetch("SELECT worker, count(*) FROM poll_results GROUP BY 1") == [("worker-1", 30)]
     assert f"{newer.path} was written by a newer version" in ran.err
     assert list(newer.path.glob("*.wal"))
