@@ -425,7 +425,10 @@ class WorkerCore:
         elif overdue:
             self.phase = "ended"
             self._deadline_ms = None
-            effects.append(Exit(1, self._what_is_left()))
+            if self.outbox.unacked_records:
+                effects.append(Exit(1, self._what_is_left()))
+            else:  # as far as this process knows; an adopted stream's writer was not there to confirm it
+                effects.append(Exit(0, f"stopped after {self._executed} polls; nothing is known to wait in the WAL"))
         return self._take_effects_of_outbox() + effects
 
     def _what_is_left(self) -> str:

@@ -164,9 +164,7 @@ def wal_table(streams: Sequence[StreamInfo]) -> Table:
     for stream in streams:
         if stream.state == "newer version":
             state = _state(stream.state)
-            table.add_row(
-                stream.stream_id, Text(stream.worker), state, "?", "?", "?", size(stream.bytes), "?", ""
-            )
+            table.add_row(stream.stream_id, Text(stream.worker), state, "?", "?", "?", size(stream.bytes), "?", "")
             continue
         table.add_row(
             stream.stream_id,

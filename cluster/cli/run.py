@@ -1,5 +1,6 @@
 """Commands that start and stop processes: up, down, coordinator, writer, worker; and version."""
 
+import contextlib
 import os
 import platform
 import signal
@@ -15,9 +16,10 @@ from cluster import config, sockets
 from cluster.cli.options import ALL, EVERYWHERE, with_settings
 from cluster.errors import ClusterError, InvalidInputError, NotRunningError
 from cluster.settings import Settings
-from cluster.supervisor.lock import find_holder
+from cluster.supervisor.lock import LockHolder, find_holder, held_role_locks, last_words, open_lock_file
 
 DOWN_POLL_S = 0.05
+DOWN_SAY_S = 5.0  # how often it says what it waits for
 ASKING_S = 1.0  # at least, for a holder of the lock that has not yet said who it is
 
 
@@ -45,19 +47,30 @@ def down(settings: Settings, timeout: str) -> None:
     timeout_s = config.parse_duration_s(timeout)
     if timeout_s is None:
         raise InvalidInputError(f"--timeout must be a duration such as 90s or 2m, not {timeout!r}")
-    deadline = time.monotonic() + timeout_s
-    asking_until = time.monotonic() + ASKING_S
+    began_at = time.monotonic()
+    deadline = began_at + timeout_s
+    say_at = began_at + DOWN_SAY_S
     told = 0
-    while (holder := find_holder(settings.run_dir)) is not None:
-        if holder.pid and holder.pid != told:
-            if told:
-                break  # ours has ended, this is another one
-            told = holder.pid
-            if not holder.stopping:
-                _terminate(holder.pid)
-        if time.monotonic() >= (deadline if told else max(deadline, asking_until)):
-            raise ClusterError(_still_there(settings, holder.pid or told, timeout_s))
-        time.sleep(DOWN_POLL_S)
+    with contextlib.ExitStack() as stack:
+        file = None
+        while (holder := find_holder(settings.run_dir)) is not None:
+            if holder.pid and holder.pid != told:
+                if told:
+                    break  # ours has ended, this is another one
+                told = holder.pid
+                file = open_lock_file(settings.run_dir)
+                if file is not None:
+                    stack.enter_context(file)
+                if not holder.stopping:
+                    _terminate(holder.pid)
+            now = time.monotonic()
+            if now >= (deadline if told else max(deadline, began_at + ASKING_S)):
+                raise ClusterError(_still_there(settings, holder.pid or told, timeout_s))
+            if now >= say_at:
+                say_at = now + DOWN_SAY_S
+                click.echo(f"stopping for {now - began_at:.0f} s: {_awaited(settings, holder)}", err=True)
+            time.sleep(DOWN_POLL_S)
+        words = last_words(file) if file is not None else None
     if not told:
         if settings.admin.startswith("ipc://") and sockets.is_served(settings.admin):
             raise ClusterError(
@@ -66,7 +79,25 @@ def down(settings: Settings, timeout: str) -> None:
                 code="no_supervisor",
             )
         raise NotRunningError(f"no cluster is running on {settings.data_dir}")
+    if words is not None and words.pid == told:
+        if words.problem:
+            raise ClusterError(f"the cluster on {settings.data_dir} has stopped, but: {words.problem}")
+        if not words.ended:
+            raise ClusterError(
+                f"the supervisor on {settings.data_dir} (pid {told}) was killed before all had stopped; its roles end "
+                "by themselves, and the next `cluster up` delivers what waits (`cluster wal list` shows it)"
+            )
     click.echo("stopped")
+
+
+def _awaited(settings: Settings, holder: LockHolder) -> str:
+    """What a stop takes its time for: its roles, then the database that belongs to it."""
+    roles = held_role_locks(settings.run_dir)
+    if roles:
+        return f"{', '.join(roles)} still run"
+    if holder.embedded:
+        return f"the embedded PostgreSQL in {settings.data_dir / 'postgres'} is being stopped"
+    return f"pid {holder.pid} is finishing"
 
 
 def _still_there(settings: Settings, pid: int, timeout_s: int) -> str:

@@ -1,7 +1,7 @@
 """Who is in charge of a data directory: ``run/supervisor.lock``, flock()ed for as long as a supervisor lives.
 
-The lock is the truth, the file's JSON only tells who holds it.  The file is removed when the lock is given up.  Also
-here: the locks of roles that an earlier, killed supervisor left behind.
+The lock is the truth, the file's JSON only tells who holds it.  The file is removed when the lock is given up; who has
+it open reads in it how its holder ended.  Also here: the locks of roles that an earlier, killed supervisor left behind.
 """
 
 import contextlib
@@ -27,18 +27,27 @@ class LockHolder(msgspec.Struct, frozen=True, kw_only=True):
     http: str = ""
     embedded: bool = False  # the database is the embedded one below the data directory
     stopping: bool = False
+    ended: bool = False  # written last of all; a holder that was killed never says it
+    problem: str = ""  # when it ended: what was not as it should be
 
 
 class SupervisorLock:
     def __init__(self, file: IO[str], path: Path) -> None:
         self._file = file
         self._path = path
+        self._holder = LockHolder(pid=os.getpid())
 
     def write(self, holder: LockHolder) -> None:
+        self._holder = holder
         self._file.seek(0)
         self._file.truncate()
         self._file.write(msgspec.json.encode(holder).decode() + "\n")
         self._file.flush()
+
+    def end(self, problem: str = "") -> None:
+        """The last words, for whoever waits for the end."""
+        with contextlib.suppress(OSError):  # a full disk; then it counts as killed
+            self.write(msgspec.structs.replace(self._holder, ended=True, problem=problem))
 
 
 @contextlib.contextmanager
@@ -55,8 +64,14 @@ def supervisor_lock(run_dir: Path) -> Iterator[SupervisorLock]:
             code="data_dir",
         ) from error
     with file:
+        lock = SupervisorLock(file, path)
         try:
-            yield SupervisorLock(file, path)
+            yield lock
+        except ClusterError as error:
+            lock.end(str(error))
+            raise
+        else:
+            lock.end()
         finally:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -78,6 +93,18 @@ def find_holder(run_dir: Path) -> LockHolder | None:
         raise ClusterError(
             f"cannot look at {path}: {error.strerror}; run this as the user that started the cluster", code="data_dir"
         ) from error
+
+
+def open_lock_file(run_dir: Path) -> IO[str] | None:
+    """To read the last words of its holder after the file was removed; None when there is none."""
+    try:
+        return (run_dir / NAME).open()
+    except FileNotFoundError:
+        return None
+
+
+def last_words(file: IO[str]) -> LockHolder:
+    return _read(file)
 
 
 def held_role_locks(run_dir: Path) -> list[str]:

@@ -50,6 +50,7 @@ from cluster.supervisor.core import (
     TellCoordinator,
 )
 from cluster.supervisor.display import Display
+from cluster.supervisor.leftover import waiting_results
 from cluster.supervisor.lock import LockHolder, SupervisorLock, held_role_locks, supervisor_lock
 from cluster.supervisor.notify import VARIABLE as NOTIFY_VARIABLE
 from cluster.supervisor.notify import notify_service_manager
@@ -151,8 +152,7 @@ class SupervisorService:
             await self._prepare()
             return await self._supervise()
         except _StoppedAtStart:
-            logger.info("stopped before anything was started")
-            return 0
+            return await self._end("stopped before anything was started")
         finally:
             await self._clean_up()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -276,10 +276,7 @@ class SupervisorService:
             if self._channel is not None:
                 self._channel.close()
             context.term()
-        if end.exit_status:
-            raise ClusterError(end.why or "the cluster did not stop cleanly")
-        logger.info("stopped")
-        return end.exit_status
+        return await self._end("stopped", (end.why or "the cluster did not stop cleanly") if end.exit_status else "")
 
     def _submit(self, event: SupervisorEvent) -> None:
         assert self._driver is not None
@@ -373,6 +370,21 @@ class SupervisorService:
                 logger.error("%s", error)  # noqa: TRY400 - a person's error, not a traceback
 
     # ---- after the roles ------------------------------------------------------------------------------------------
+
+    async def _end(self, said: str, why: str = "") -> int:
+        """Nothing runs any more.  Raises ClusterError when that was no clean end, or when results wait."""
+        settings = self._settings
+        try:
+            waiting = await waiting_results(settings.wal_dir, settings.database_url)
+        except ClusterError as error:
+            left = f"whether results wait is not known: {error}"
+        else:
+            delivers = "the next `cluster up` or `cluster wal replay` delivers them"
+            left = f"{waiting} results wait in {settings.wal_dir}; {delivers}" if waiting else ""
+        if why or left:
+            raise ClusterError("; ".join(part for part in (why, left) if part))
+        logger.info(said)
+        return 0
 
     async def _clean_up(self) -> None:
         try:

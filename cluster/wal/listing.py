@@ -47,9 +47,7 @@ class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     damaged: int  # ranges and gaps; all of them only with ``verify``
 
 
-def list_streams(
-    path: Path, *, verify: bool = False, committed: Mapping[str, int] | None = None
-) -> list[StreamInfo]:
+def list_streams(path: Path, *, verify: bool = False, committed: Mapping[str, int] | None = None) -> list[StreamInfo]:
     """``path``: DATA_DIR/wal.  By worker and age.  Raises WalError when something can't be read.
 
     ``committed``: the last seq of streams as the ledger has it, where that is more than was noted.
@@ -165,8 +163,8 @@ class _Survey:
             fd = open_for_reading(path)
         except FileNotFoundError:
             return  # it has just expired, or is no file
+        state = os.fstat(fd)
         try:
-            state = os.fstat(fd)
             header = decode_segment_header(read_at(fd, 0, HEADER_END))
         except NewerVersionError:
             self.newer += 1

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 
 from cluster import admin_client
 from cluster.cli import run
-from cluster.supervisor.lock import supervisor_lock
+from cluster.runtime import role_lock
+from cluster.supervisor.lock import LockHolder, supervisor_lock
 from tests.cli.conftest import FakeAdmin
 
 STATUS = {
@@ -287,6 +289,7 @@ def test_watching_asks_again_until_it_is_interrupted(cluster, admin, monkeypatch
 HOLD = """
 import os, signal, sys, time
 from pathlib import Path
+from cluster.errors import ClusterError
 from cluster.supervisor.lock import LockHolder, supervisor_lock
 deaf = sys.argv[2] == "deaf"
 stopped = []
@@ -299,6 +302,10 @@ with supervisor_lock(Path(sys.argv[1])) as lock:
         sys.exit(len(stopped))
     while deaf or not stopped:
         time.sleep(0.01)
+    if sys.argv[2] == "troubled":
+        raise ClusterError("17 results wait")
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -308,7 +315,10 @@ def holder(data_dir):
 
     def start(how):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(data_dir / "run"), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", HOLD, str(data_dir / "run"), how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         processes.append(process)
         assert process.stdout.readline() == b"held\n"
@@ -332,6 +342,42 @@ def test_down_gives_up_when_it_does_not_end(cluster, holder):
     ran = cluster("down", "--timeout", "1")
     assert ran.status == 1
     assert "has not stopped within 1 s" in ran.error
+
+
+def test_down_says_how_it_ended(cluster, holder, data_dir):
+    holder("troubled")
+    ran = cluster("down")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.error == f"the cluster on {data_dir} has stopped, but: 17 results wait"
+    assert cluster("down").status == 3
+
+
+def test_down_says_when_nobody_knows_how_it_ended(cluster, holder):
+    process = holder("killed")
+    ran = cluster("down")
+    assert (ran.status, ran.out) == (1, "")
+    assert f"(pid {process.pid}) was killed before all had stopped" in ran.error
+
+
+def test_down_says_what_it_waits_for(cluster, holder, data_dir, monkeypatch):
+    monkeypatch.setattr(run, "DOWN_SAY_S", 0.2)
+    holder("deaf")
+    with role_lock(data_dir / "run", "writer"), role_lock(data_dir / "run", "worker-1"):
+        ran = cluster("down", "--timeout", "1")
+    assert (ran.status, ran.out) == (1, "")
+    *waiting, last = ran.err.splitlines()
+    assert last.startswith("Error: ")
+    assert 2 <= len(waiting) <= 4
+    assert all(re.fullmatch(r"stopping for \d+ s: worker-1, writer still run", line) for line in waiting), waiting
+
+
+def test_down_says_that_it_waits_for_the_database_when_no_role_is_left(cluster, data_dir, monkeypatch):
+    monkeypatch.setattr(run, "DOWN_SAY_S", 0.2)
+    with supervisor_lock(data_dir / "run") as lock:
+        lock.write(LockHolder(pid=os.getpid(), embedded=True, stopping=True))
+        ran = cluster("down", "--timeout", "1")
+    said = f"stopping for 0 s: the embedded PostgreSQL in {data_dir / 'postgres'} is being stopped"
+    assert ran.err.splitlines()[0] == said
 
 
 def test_down_without_time_asks_and_returns(cluster, holder):

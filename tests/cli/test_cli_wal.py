@@ -214,8 +214,8 @@ def test_what_a_newer_version_wrote_does_not_look_empty(cluster, data_dir, monke
     _, known = leave(data_dir, sources(3))
     newer = leave_newer(data_dir, monkeypatch)
     said = (
-        f"1 streams in {data_dir / 'wal'} were written by a newer version of this program, so what waits in them is not "
-        "known; use that version to see and to deliver it"
+        f"1 streams in {data_dir / 'wal'} were written by a newer version of this program, so what waits in them is "
+        "not known; use that version to see and to deliver it"
     )
     ran = cluster("wal", "list")
     assert (ran.status, ran.err) == (0, f"Warning: {said}\n")

@@ -217,12 +217,15 @@ def test_a_worker_is_killed_and_the_cluster_stopped_while_the_database_is_away(
     wait_until(lambda: cluster.pid("worker-1") not in (0, incarnation), "another process of worker-1")
     polled_again(target, tags, time.time(), 2)
 
-    assert cluster.cli("down").stdout == "stopped\n"
+    down = cluster.cli("down")
     assert cluster.wait_exit() == 1
     last = cluster.log_file.read_text().splitlines()[-1]
     assert re.fullmatch(
-        r"Error: worker-\d .*: \d+ results are not in the database yet; they wait in the WAL.*", last
+        r"Error: worker-\d .*: \d+ results are not in the database yet; they wait in the WAL.*; \d+ results wait in .*",
+        last,
     ), last
+    assert (down.returncode, down.stdout) == (1, "")
+    assert down.stderr.splitlines()[-1].endswith(last.removeprefix("Error: "))
     said = sum(
         int(count)
         for line in cluster.log_lines()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from cluster.embedded import _is_server, cluster_database
 from cluster.runtime import ORPHAN_EXTRA_S, orphans_end_within_s, role_lock
 from cluster.supervisor.lock import find_holder
+from tests.conftest import execute_once, run_apart
+from tests.wal.streams import Source, directory, new_stream_id
 
 
 def test_up_and_down(make_cluster):
@@ -105,6 +108,64 @@ def test_a_worker_that_could_not_commit_makes_the_exit_status_one(make_cluster):
     assert cluster.end() == 1
     assert "ended with status 1 while stopping" in cluster.log_file.read_text().splitlines()[-1]
     cluster.assert_nothing_left()
+
+
+def leave_results(cluster, *, acked=0):
+    """What a worker had in its WAL when it was killed: (the stream, results in each of its batches)."""
+    wal = directory(cluster.data_dir, "worker-9", segment_bytes=1 << 20)
+    log = wal.create(new_stream_id())
+    entries = Source().take(3)
+    log.append(entries)
+    if acked:
+        log.acknowledged(acked, time.time())
+    wal.close()
+    return log.stream_id, [entry.records for entry in entries]
+
+
+def test_results_that_nobody_delivered_make_the_exit_status_one(make_cluster):
+    """No role speaks of them: their worker was killed, and nobody had the time to adopt them."""
+    cluster = make_cluster()
+    _, records = leave_results(cluster)
+    cluster.up().wait_until_up()
+    down = [sys.executable, "-m", "cluster", "down"]
+    ran = subprocess.run(down, env=cluster.environ, capture_output=True, text=True, check=False)
+    assert cluster.process.wait(30) == 1
+    wal = cluster.data_dir / "wal"
+    said = f"{sum(records)} results wait in {wal}; the next `cluster up` or `cluster wal replay` delivers them"
+    assert cluster.log_file.read_text().splitlines()[-1] == f"Error: {said}"
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"Error: the cluster on {cluster.data_dir} has stopped, but: {said}\n"
+    cluster.assert_nothing_left()
+
+
+def test_what_is_committed_does_not_wait_even_if_its_worker_could_not_note_it(make_cluster, database_url):
+    cluster = make_cluster()
+    stream_id, records = leave_results(cluster)
+    insert = "INSERT INTO ingest_stream (stream_id, worker, last_seq) VALUES ('{}', 'worker-9', {})"
+    run_apart(lambda: execute_once(database_url, insert.format(stream_id, 2)))
+    assert cluster.up().wait_until_up().end() == 1
+    assert f"Error: {records[2]} results wait" in cluster.log_file.read_text()
+    run_apart(lambda: execute_once(database_url, "UPDATE ingest_stream SET last_seq = 3"))
+    assert cluster.up().wait_until_up().end() == 0
+    cluster.assert_nothing_left()
+
+
+def test_both_what_went_wrong_and_what_waits_are_said(make_cluster):
+    cluster = make_cluster(FAKE_STATUS="1")
+    leave_results(cluster)
+    assert cluster.up().wait_until_up().end() == 1
+    last = cluster.log_file.read_text().splitlines()[-1]
+    assert re.fullmatch(r"Error: worker-\d ended with status 1 while stopping; \d+ results wait in .*", last)
+
+
+def test_a_stop_at_the_start_says_what_waits_too(make_cluster):
+    cluster = make_cluster()
+    leave_results(cluster)
+    with role_lock(cluster.data_dir / "run", "worker-1"):
+        cluster.up()
+        cluster.wait(lambda: cluster.messages("waiting for processes of an earlier run"), "the wait")
+        assert cluster.end() == 1
+    assert "results wait in" in cluster.log_file.read_text().splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["coordinator", "writer"])

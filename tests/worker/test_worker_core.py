@@ -28,7 +28,7 @@ from cluster.ticks import partition_of
 from tests.worker.play import GRACE_MS, OTHER, SESSION, A, B, C, Play, of
 from tests.worker.stage import IDS, START_MS, P, spec, tick_after
 from worker.core import COMMIT_MAX_MS
-from worker.events import PollsAborted, StopRedirects
+from worker.events import AdoptedStream, PollsAborted, StopRedirects, StreamsAdopted
 from worker.link import HELLO_AGAIN_MS
 from worker.outbox import SEAL_MS, WRITE_AGAIN_MS
 
@@ -481,6 +481,17 @@ def test_when_nothing_is_acknowledged_it_leaves_with_1_and_says_where_the_rest_w
     assert leave.status == 1
     assert leave.text == "1 results are not in the database yet; they wait in the WAL and are sent at the next start"
     assert of(Leaving, play.heard()) == [], "it can't say that all is committed"
+
+
+def test_nothing_waits_of_an_adopted_stream_that_its_worker_had_seen_acknowledged(play):
+    """Nobody was there to confirm it, which is no reason to leave with 1."""
+    play.tell_core(StreamsAdopted([AdoptedStream("s9", "worker-9", 1, 12, 12, 100, 5_000, 100, 5_000)]))
+    play.joined()
+    play.stop()
+    play.later(COMMIT_MAX_MS)
+    (leave,) = play.exits
+    assert leave.status == 0
+    assert leave.text == "stopped after 0 polls; nothing is known to wait in the WAL"
 
 
 def test_what_could_not_even_be_written_is_said_to_be_lost(play):
