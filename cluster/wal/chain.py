@@ -15,7 +15,7 @@ import msgspec
 
 from cluster.wal.errors import WalError
 from cluster.wal.reader import DamageLedger, Extent
-from cluster.wal.segment import Segment, remove_file
+from cluster.wal.segment import Segment
 
 _OVERLAPPING = 2  # earlier segments that are looked through for what one should have
 
@@ -119,7 +119,7 @@ class SegmentChain:
             self.take_out(segment)
             size_bytes = segment.size_bytes
         try:
-            remove_file(segment.path)
+            self.ledger.remove(segment)
         except OSError as error:
             if not segment.stuck:
                 logger.warning(

@@ -1,13 +1,15 @@
 """Where damaged bytes and foreign files go: ``DATA_DIR/wal/quarantine``.
 
-Nothing in it is read or deleted by us.  It has limits, so that a bad disk doesn't fill what is left of it; what can't
-be kept is said to be so, and is never an error: the WAL goes on.
+Nothing in it is read or deleted by us, and several workers may use it at once.  It has limits, so that a bad disk
+doesn't fill what is left of it; what can't be kept is said to be so, and is never an error: the WAL goes on.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
+import stat
 from pathlib import Path
 
 import google_crc32c
@@ -42,6 +44,8 @@ class Quarantine:
             if self._files >= FILES_MAX or self._bytes + len(content) > BYTES_MAX:
                 return f"not kept, because {self.path} is full"
             _write_new(target, content)
+        except FileExistsError:
+            return f"kept as {target}"  # another worker found the same
         except OSError as error:
             return f"not kept, because {target} can't be written: {error.strerror}"
         self._files += 1
@@ -52,8 +56,9 @@ class Quarantine:
         """Move a foreign file, directory or link out of the way, and say so."""
         try:
             self._prepare()
-            target = self._free_name(_plain(name))
-            path.rename(target)
+            target = self._move(path, _plain(name))
+        except FileNotFoundError:
+            return False  # somebody else was quicker
         except OSError as error:
             if path not in self._left:
                 self._left.add(path)
@@ -66,23 +71,51 @@ class Quarantine:
         logger.warning("%s in the WAL: %r; moved to %s", why, str(path), target)
         return True
 
+    def take(self, path: Path, name: str, why: str) -> bool:
+        """As ``move``, for a file of our own, which may be large; False when there is no room for it."""
+        try:
+            self._prepare()
+            size_bytes = path.stat(follow_symlinks=False).st_size
+        except OSError:
+            return False
+        if self._files >= FILES_MAX or self._bytes + size_bytes > BYTES_MAX:
+            logger.warning("%s is not kept, because %s is full: %r", why, self.path, str(path))
+            return False
+        moved = self.move(path, name, why)
+        self._bytes += size_bytes if moved else 0
+        return moved
+
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._counted:
             return
         with os.scandir(self.path) as entries:
             for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # somebody tidies up
+                    self._bytes += entry.stat(follow_symlinks=False).st_size
                 self._files += 1
-                self._bytes += entry.stat(follow_symlinks=False).st_size
         self._counted = True
 
-    def _free_name(self, name: str) -> Path:
-        target = self.path / name
-        number = 1
-        while os.path.lexists(target):
-            target = self.path / f"{name}.{number}"
-            number += 1
-        return target
+    def _move(self, path: Path, name: str) -> Path:
+        """To the first free name, which is taken first: workers who move at once don't replace each other's."""
+        is_directory = stat.S_ISDIR(path.lstat().st_mode)
+        for number in itertools.count():
+            target = self.path / (f"{name}.{number}" if number else name)
+            try:
+                if is_directory:
+                    target.mkdir(mode=0o700)
+                else:
+                    _write_new(target, b"")
+            except FileExistsError:
+                continue
+            try:
+                path.rename(target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    target.rmdir() if is_directory else target.unlink()
+                raise
+            return target
+        raise AssertionError  # count() has no end
 
 
 def _write_new(path: Path, content: bytes) -> None:

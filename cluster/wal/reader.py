@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.wal.format import DamagedRange, Entry
 from cluster.wal.quarantine import Quarantine
-from cluster.wal.segment import CHUNK_BYTES, HEADER_END, Segment, open_for_reading, scan_file
+from cluster.wal.segment import CHUNK_BYTES, HEADER_END, Segment, open_for_reading, remove_file, scan_file
 
 SLACK_BYTES = 128 << 10  # read beyond what is asked for: headers, and the entry that is too much
 CHUNK_BYTES_MIN = 256 << 10
@@ -70,6 +70,12 @@ class DamageLedger:
         """Copy to the quarantine; says where."""
         return self._quarantine.keep(f"{self._prefix}.{segment.name}.{offset}-{offset + len(content)}", content)
 
+    def remove(self, segment: Segment) -> None:
+        """Delete the file, or keep it whole where the disk did not give back all of it.  Raises OSError."""
+        name = f"{self._prefix}.{segment.name}"
+        if not segment.unread or not self._quarantine.take(segment.path, name, "a segment that could not all be read"):
+            remove_file(segment.path)
+
 
 class SegmentReader:
     def __init__(self, ledger: DamageLedger) -> None:
@@ -105,8 +111,13 @@ class SegmentReader:
     ) -> Iterator[tuple[Entry, Place]]:
         """Every seq of the extent from ``seq`` on, each with the place after it."""
         damage: list[tuple[DamagedRange, bytes]] = []
-        items = scan_file(fd, place.offset, extent.end, chunk_bytes=chunk_bytes) if fd is not None else ()
+        unread: list[int] = []
+        items = (
+            scan_file(fd, place.offset, extent.end, chunk_bytes=chunk_bytes, unread=unread) if fd is not None else ()
+        )
         for item, content in items:
+            if unread:
+                extent.segment.unread = True
             if isinstance(item, DamagedRange):
                 damage.append((item, content))
                 continue

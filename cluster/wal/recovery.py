@@ -4,8 +4,12 @@ Foreign files go to the quarantine.  The headers of all segments are looked at, 
 end: a write that was cut short is cut off, after a copy went to the quarantine.  If that end was not clean, the segment
 before is read, too, because a copy after a failed fsync may have been under way.  Everything else is checked when it
 is read.
+
+What the disk can't give back is not what was never written: nothing is cut off or removed because of it.  The stream
+ends before it, and where it leaves nothing of the newest segment, the stream is not opened; it may be another time.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -86,12 +90,14 @@ class _Recovery:
                     foreign.append(path)
         files.sort()
         heads = [_head(path) for _, path in files]
-        headers = [decode_segment_header(content) for content, _ in heads]  # raises when one is of a newer version
+        headers = [decode_segment_header(content) for content, _, _ in heads]  # raises when one is of a newer version
         for path in foreign:
             self._quarantine.move(path, f"{self._prefix}.{path.name}", "a foreign file")
         found = []
-        for (place, path), (content, size), header in zip(files, heads, headers, strict=True):
-            segment = Segment(path=path, first_seq=place[0], generation=place[1], end=size, size_bytes=size)
+        for (place, path), (content, size, unread), header in zip(files, heads, headers, strict=True):
+            segment = Segment(
+                path=path, first_seq=place[0], generation=place[1], end=size, size_bytes=size, unread=unread
+            )
             if header is None:
                 if not self._without_header(segment, content, newest=path == files[-1][1]):
                     continue
@@ -107,7 +113,7 @@ class _Recovery:
 
     def _without_header(self, segment: Segment, content: bytes, *, newest: bool) -> bool:
         """Is there something in it all the same?  Else it is out of the way."""
-        first, _, _ = _ends(segment)
+        first, _, _, unread_end = _ends(segment)
         if first is not None:
             if not 0 <= first.seq - segment.first_seq <= LEAD_MAX:
                 segment.first_seq = first.seq
@@ -115,6 +121,8 @@ class _Recovery:
                 kept = self._ledger.keep(segment, 0, content)
                 logger.warning("damage in the WAL: the header of %s, %s; no batch is lost", segment.path, kept)
             return True
+        if unread_end or segment.unread:
+            raise _unreadable(segment)
         if newest and _is_torn_header(content):
             logger.warning("removed %s: a write that was cut short, before anything was in it", segment.path)
             remove_file(segment.path)
@@ -131,8 +139,12 @@ class _Recovery:
         """The newest entry; segments without any are removed from the end."""
         while segments:
             segment = segments[-1]
-            _, last, tail = _ends(segment)
-            if tail is not None:
+            _, last, tail, unread_end = _ends(segment)
+            if unread_end and (last is None or last.seq < segment.first_seq):
+                raise _unreadable(segment)
+            if tail is not None and unread_end > tail:
+                self._end_before(segment, tail)
+            elif tail is not None:
                 self._cut(segment, tail, last)
             if last is None or last.seq < segment.first_seq:
                 logger.info("removed %s: there is nothing in it", segment.path)
@@ -143,12 +155,26 @@ class _Recovery:
             return earlier if earlier is not None and earlier.seq > last.seq else last
         return None
 
+    def _end_before(self, segment: Segment, tail: int) -> None:
+        """The file stays as it is."""
+        self._ledger.is_new(segment, tail)
+        logger.warning(
+            "the disk can't give back %d bytes at offset %d, the end of %s; they are left as they are, and what is "
+            "before them is delivered; check the disk",
+            segment.end - tail, tail, segment.path,
+        )  # fmt: skip
+        segment.end, segment.unread = tail, True
+
     def _cut(self, segment: Segment, tail: int, last: Entry | None) -> None:
         fd = open_for_reading(segment.path)
+        unread: list[int] = []
         try:
-            content = read_at(fd, tail, segment.end - tail)
+            content = read_at(fd, tail, segment.end - tail, unread)
         finally:
             os.close(fd)
+        if unread:
+            self._end_before(segment, tail)
+            return
         kept = self._ledger.keep(segment, tail, content) if content.strip(b"\0") else "all zeros"
         if is_torn(content, last):
             what = "a write that was cut short"
@@ -168,23 +194,31 @@ class _Recovery:
             segment.size_bytes = tail
 
 
-def _head(path: Path) -> tuple[bytes, int]:
-    """The bytes where the header is, and the size of the file."""
+def _head(path: Path) -> tuple[bytes, int, bool]:
+    """The bytes where the header is, the size of the file, and whether the disk failed to give them back."""
+    unread: list[int] = []
     fd = open_for_reading(path)
     try:
-        return read_at(fd, 0, HEADER_END), os.fstat(fd).st_size
+        return read_at(fd, 0, HEADER_END, unread), os.fstat(fd).st_size, bool(unread)
     finally:
         os.close(fd)
 
 
-def _ends(segment: Segment) -> tuple[Entry | None, Entry | None, int | None]:
-    """The first entry, the one with the highest seq, and where damage begins that goes on to the end."""
+def _unreadable(segment: Segment) -> OSError:
+    return OSError(errno.EIO, os.strerror(errno.EIO), str(segment.path))
+
+
+def _ends(segment: Segment) -> tuple[Entry | None, Entry | None, int | None, int]:
+    """The first entry, the one with the highest seq, where damage begins that goes on to the end, and up to where the
+    disk failed to give back something, 0 when it gave back everything.
+    """
     first: Entry | None = None
     last: Entry | None = None
     tail: int | None = None
+    unread: list[int] = []
     fd = open_for_reading(segment.path)
     try:
-        for item, _ in scan_file(fd, HEADER_END, segment.end):
+        for item, _ in scan_file(fd, HEADER_END, segment.end, unread=unread):
             if isinstance(item, DamagedRange):
                 tail = item.offset
                 continue
@@ -194,7 +228,7 @@ def _ends(segment: Segment) -> tuple[Entry | None, Entry | None, int | None]:
                 last = item.entry
     finally:
         os.close(fd)
-    return first, last, tail
+    return first, last, tail, max(unread, default=0)
 
 
 def _is_torn_header(content: bytes) -> bool:

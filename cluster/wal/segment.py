@@ -46,6 +46,7 @@ class Segment(msgspec.Struct, eq=False, kw_only=True):
     acked_at_s: float | None = None  # when its last entry was acknowledged
     lost: bool = False  # somebody removed the file; the entries in it are holes
     stuck: bool = False  # it could not be deleted, which was said
+    unread: bool = False  # the disk did not give back all of it: that may be there another time, so it isn't destroyed
 
     @property
     def name(self) -> str:
@@ -121,8 +122,11 @@ def open_for_reading(path: Path) -> int:
     return fd
 
 
-def read_at(fd: int, offset: int, size: int) -> bytes:
-    """``size`` bytes, or fewer where the file ends.  What the disk can't give back is read as zeros."""
+def read_at(fd: int, offset: int, size: int, unread: list[int] | None = None) -> bytes:
+    """``size`` bytes, or fewer where the file ends.
+
+    What the disk can't give back is read as zeros; ``unread`` collects where that ends.
+    """
     parts = []
     while size > 0:
         try:
@@ -130,7 +134,7 @@ def read_at(fd: int, offset: int, size: int) -> bytes:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            part = _read_page(fd, offset, size)
+            part = _read_page(fd, offset, size, unread)
         if not part:
             break
         parts.append(part)
@@ -139,7 +143,7 @@ def read_at(fd: int, offset: int, size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_page(fd: int, offset: int, size: int) -> bytes:
+def _read_page(fd: int, offset: int, size: int, unread: list[int] | None) -> bytes:
     """Up to the end of the page: around what is bad every page is tried alone."""
     size = min(size, PAGE_BYTES - offset % PAGE_BYTES)
     try:
@@ -147,17 +151,23 @@ def _read_page(fd: int, offset: int, size: int) -> bytes:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        return bytes(max(0, min(size, os.fstat(fd).st_size - offset)))
+        size = max(0, min(size, os.fstat(fd).st_size - offset))
+        if unread is not None:
+            unread.append(offset + size)
+        return bytes(size)
 
 
 def scan_file(
-    fd: int, offset: int, end: int, *, chunk_bytes: int = CHUNK_BYTES
+    fd: int, offset: int, end: int, *, chunk_bytes: int = CHUNK_BYTES, unread: list[int] | None = None
 ) -> Iterator[tuple[ScannedEntry | DamagedRange, bytes]]:
-    """Everything between two places of a segment; with a damaged range its bytes, as far as there are any."""
+    """Everything between two places of a segment; with a damaged range its bytes, as far as there are any.
+
+    ``unread``: see ``read_at``.
+    """
     wanted = 0
     while offset < end:
         size = min(max(wanted, chunk_bytes), end - offset)
-        buffer = read_at(fd, offset, size)
+        buffer = read_at(fd, offset, size, unread)
         short = len(buffer) < size
         part = scan(buffer, at=offset, final=short or offset + size == end)
         damage: DamagedRange | None = None

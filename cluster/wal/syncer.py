@@ -22,7 +22,7 @@ from cluster.wal.appender import Appender
 from cluster.wal.chain import SegmentChain
 from cluster.wal.errors import WalError
 from cluster.wal.format import DamagedRange, Entry, encode_entry_header
-from cluster.wal.segment import HEADER_END, Segment, is_removed, open_for_reading, remove_file, scan_file
+from cluster.wal.segment import HEADER_END, Segment, is_removed, open_for_reading, scan_file
 
 logger = logging.getLogger("cluster.wal")
 
@@ -206,7 +206,10 @@ class Syncer:
         entries: list[Entry] = []
         fd = _reopen(segment)
         try:
-            for item, content in scan_file(fd, max(segment.synced_end, HEADER_END), segment.end):
+            unread: list[int] = []
+            for item, content in scan_file(fd, max(segment.synced_end, HEADER_END), segment.end, unread=unread):
+                if unread:
+                    segment.unread = True
                 if not isinstance(item, DamagedRange):
                     entries.append(item.entry)
                 elif self._ledger.is_new(segment, item.offset):
@@ -223,7 +226,7 @@ class Syncer:
         if segment.lost:  # it keeps the place of what is missing
             return
         try:
-            remove_file(segment.path)
+            self._ledger.remove(segment)
         except OSError as error:
             logger.warning("cannot delete the WAL segment %s: %s; check its permissions", segment.path, error.strerror)
         else:

@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -499,6 +500,132 @@ def test_adopting_from_a_disk_that_fails(tmp_path, monkeypatch):
     assert {entry.seq for entry in entries} <= set(range(1, 151))
     assert log.damaged >= 2
     wal.close()
+
+
+@pytest.mark.parametrize("page", [0, 1, 2])
+def test_what_cannot_be_read_is_not_what_was_never_written(tmp_path, monkeypatch, caplog, page):
+    """While the disk fails the stream ends before it, or is not opened; nothing of the file is cut or removed."""
+    wal = directory(tmp_path, segment_bytes=100_000)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(10, 1000))
+    crash(log)
+    (path,) = files_of(log)
+    content = path.read_bytes()
+    with monkeypatch.context() as failing:
+        failing_pages(failing, path, {page, 2})
+        adopted = wal.adopt(1)
+        assert path.read_bytes() == content
+        if page == 0:
+            assert len(read_all(adopted[0])) == 7, "the header and what is on the first page are lost, if it stays so"
+        else:
+            assert read_all(adopted[0]) == source.entries[: 3 if page == 1 else 7]
+        assert adopted[0].damaged
+        (line,) = [line for line in warnings_of(caplog) if "can't give back" in line]
+        assert str(path) in line
+        adopted[0].close()
+    assert path.read_bytes() == content
+    (again,) = wal.adopt(1)
+    assert read_all(again) == source.entries
+    wal.close()
+
+
+def test_a_segment_of_which_nothing_can_be_read_waits_for_the_disk(tmp_path, monkeypatch, caplog):
+    wal = directory(tmp_path, segment_bytes=100_000)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(10, 100))
+    crash(log)
+    (path,) = files_of(log)
+    with monkeypatch.context() as failing:
+        failing_pages(failing, path, {0})
+        assert wal.adopt(1) == wal.adopt(1) == []
+    one_warning(caplog, "cannot adopt", "Input/output error", path)
+    (again,) = wal.adopt(1)
+    assert read_all(again) == source.entries
+    assert not again.damaged
+    wal.close()
+
+
+def test_a_segment_that_could_not_all_be_read_is_kept_when_its_time_has_come(tmp_path, monkeypatch, caplog):
+    wal = directory(tmp_path, segment_bytes=100_000)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(10, 1000))
+    log.close()
+    (path,) = files_of(log)
+    content = path.read_bytes()
+    failing_pages(monkeypatch, path, {1})
+    (log,) = wal.adopt(1)
+    assert [entry for entry in read_all(log) if entry.body] != source.entries
+    log.acknowledged(log.last_seq, NOW_S)
+    log.expire(NOW_S + 600)
+    assert log.finished
+    (kept,) = [each for each in kept_files(wal) if not each.name.endswith(".bad")]
+    assert kept.read_bytes() == content
+    assert any("could not all be read" in line and str(kept) in line for line in warnings_of(caplog))
+    wal.close()
+
+
+def test_when_the_quarantine_is_full_what_could_not_be_read_goes_all_the_same(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("cluster.wal.quarantine.BYTES_MAX", 5_000)
+    wal = directory(tmp_path, segment_bytes=100_000)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(10, 1000))
+    log.close()
+    (path,) = files_of(log)
+    failing_pages(monkeypatch, path, {1})
+    (log,) = wal.adopt(1)
+    read_all(log)
+    log.acknowledged(log.last_seq, NOW_S)
+    log.expire(NOW_S + 600)
+    assert log.finished
+    assert not path.exists()
+    assert any("is not kept" in line and "is full" in line for line in warnings_of(caplog))
+    wal.close()
+
+
+def test_two_who_move_at_once_do_not_replace_each_others(tmp_path, monkeypatch, caplog):
+    """Two workers look into the data directory, and find the same and other things of one name."""
+    first, second = Quarantine(tmp_path), Quarantine(tmp_path)
+    paths = [tmp_path / each / "x" for each in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    real = Path.rename
+
+    def rename(path, target):
+        monkeypatch.setattr(Path, "rename", real)
+        assert second.move(paths[1], "x", "a foreign file")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert first.move(paths[0], "x", "a foreign file")
+    assert sorted(path.read_text() for path in (tmp_path / "quarantine").iterdir()) == ["a", "b"]
+
+    paths[0].write_text("again")
+
+    def rename_late(path, target):
+        monkeypatch.setattr(Path, "rename", real)
+        assert second.move(paths[0], "x", "a foreign file")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    caplog.clear()
+    assert not first.move(paths[0], "x", "a foreign file")
+    assert len(warnings_of(caplog)) == 1, "who was quicker said it"
+    assert len(list((tmp_path / "quarantine").iterdir())) == 3
+
+
+def test_two_who_keep_the_same_at_once_have_both_kept_it(tmp_path, monkeypatch):
+    first, second = Quarantine(tmp_path), Quarantine(tmp_path)
+    real = Path.exists
+
+    def exists(path):
+        monkeypatch.setattr(Path, "exists", real)
+        second.keep("a", b"content")
+        return False
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert "kept as" in first.keep("a", b"content")
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
 
 def test_the_quarantine_has_limits(tmp_path, monkeypatch):
