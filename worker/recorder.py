@@ -248,11 +248,19 @@ class WalRecorder:
                 log.sync()
             except WalError as error:
                 failed.add(log.stream_id)
+                if error.kind == "shortage":  # no fsync was tried, so none failed
+                    self._say_sync_waits(error)
+                    continue
                 self.sync_failures += 1
                 if time.monotonic() >= self._alarm_at_s:
                     self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
                     logger.critical("%s (failures so far: %d)", error, self.sync_failures)
         return failed
+
+    def _say_sync_waits(self, error: WalError) -> None:
+        if time.monotonic() >= self._alarm_at_s:
+            self._alarm_at_s = time.monotonic() + ALARM_EVERY_S
+            logger.warning("%s; what was written is made safe later", error)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 

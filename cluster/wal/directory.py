@@ -36,6 +36,7 @@ __all__ = ["StreamInfo", "WalDirectory", "list_streams"]
 
 SEGMENT_BYTES_MIN = 64 << 10
 SEGMENTS_MIN = 8  # that the limit has room for, so that there is something to delete
+UNLINKS_MAX = 32  # by one call on the loop: each may take milliseconds
 LOCK_S = 0.5  # who only looks has the lock for an instant
 PAUSE_S = 0.02
 
@@ -110,15 +111,20 @@ class WalDirectory:
         return adopted
 
     def room(self) -> bool:
-        """May more be written?  What is acknowledged is deleted before it says no, the oldest first."""
-        while not self._within_limits():
+        """May more be written?  What is acknowledged is deleted before it says no, the oldest first.
+
+        Asked on the loop, it deletes only so much at a time, and goes on the next time.
+        """
+        for _ in range(UNLINKS_MAX):
+            if self._within_limits():
+                return True
             if not self.evict():
                 return False
-        return True
+        return self._within_limits() or any(log.evictable_since_s is not None for log in self._open_logs())
 
     def expire(self, now_s: float) -> int:
-        """Bytes freed."""
-        return sum(log.expire(now_s) for log in self._open_logs())
+        """Bytes freed; only so many segments of each stream at a time."""
+        return sum(log.expire(now_s, UNLINKS_MAX) for log in self._open_logs())
 
     def displaced(self) -> bool:
         """Did somebody remove the directory of a stream in use?"""

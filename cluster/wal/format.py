@@ -189,7 +189,9 @@ def scan(buffer: bytes, *, at: int = 0, final: bool) -> Scan:
 def is_torn(tail: bytes, last: Entry | None = None) -> bool:
     """Does what follows the last entry look like a write that was cut short?  Else it is damage.
 
-    That is the beginning of the next entry, or zeros where the file grew and the data never came.
+    That is the beginning of the next entry, or zeros where the file grew and the data never came.  A whole entry with
+    another length than it says is damage: it has the CRC of the length that it has.  (The header has no check of its
+    own, so of half an entry nobody can tell whether its length is right.)
     """
     if not tail.strip(b"\0"):
         return True
@@ -198,7 +200,11 @@ def is_torn(tail: bytes, last: Entry | None = None) -> bool:
     if tail[:4] != ENTRY_MAGIC:
         return False
     length, _, seq, records_before, bytes_before = _ENTRY_REST.unpack_from(tail, _ENTRY_FRONT.size)
-    if not len(tail) - ENTRY_HEADER_BYTES < length <= BODY_BYTES_MAX:
+    there = len(tail) - ENTRY_HEADER_BYTES
+    if not there < length <= BODY_BYTES_MAX:
+        return False
+    _, crc = _ENTRY_FRONT.unpack_from(tail)
+    if crc == _extend(0, there.to_bytes(4, "little") + tail[_ENTRY_FRONT.size + 4 :]):
         return False
     return last is None or (seq, records_before, bytes_before) == (
         last.seq + 1,

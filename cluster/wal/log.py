@@ -194,10 +194,10 @@ class StreamLog:
                 index -= 1
         self._acked_file.note(seq, now_s)
 
-    def expire(self, now_s: float) -> int:
-        """Delete segments that were acknowledged ``retain_s`` ago or earlier; bytes freed."""
+    def expire(self, now_s: float, segments_max: int | None = None) -> int:
+        """Delete segments that were acknowledged ``retain_s`` ago or earlier, the oldest first; bytes freed."""
         freed = 0
-        for segment in self._chain.segments:
+        for segment in self._chain.segments[:segments_max]:
             if segment.acked_at_s is None or now_s - segment.acked_at_s < self._retain_s:
                 break
             if not (size_bytes := self._delete(segment)) and not segment.lost:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from cluster.wal.errors import is_shortage
 from cluster.wal.format import DamagedRange, Entry
 from cluster.wal.quarantine import Quarantine
 from cluster.wal.segment import CHUNK_BYTES, HEADER_END, Segment, open_for_reading, remove_file, scan_file
@@ -218,6 +219,8 @@ def _entries(segment: Segment) -> Iterator[Entry]:
     try:
         fd = open_for_reading(segment.path)
     except OSError as error:
+        if is_shortage(error):
+            raise
         logger.warning("cannot read %s to look for missing batches: %s", segment.path, error.strerror)
         return
     try:

@@ -4,7 +4,8 @@ Each is called once for the same file and bytes.  After a failure nobody knows w
 have dropped what it could not write: that segment is sealed and never synced again; what was not safe in it is read
 back and written to a new segment, which is synced in turn.  If that fails, too, the next call begins with another copy,
 of at most a segment's size, and looks at nothing else before that one is safe: a disk that goes on failing costs one
-copy for each call.  A file that somebody removed is written again from its open descriptor.
+copy for each call.  A file that somebody removed is written again from its open descriptor.  Where no descriptor is to
+be had nothing was tried: the next call tries it.  So it does with a directory whose fsync failed.
 
 The lock is not held while waiting for the disk, only while copying.
 """
@@ -20,7 +21,7 @@ import msgspec
 
 from cluster.wal.appender import Appender
 from cluster.wal.chain import SegmentChain
-from cluster.wal.errors import WalError
+from cluster.wal.errors import WalError, is_shortage
 from cluster.wal.format import DamagedRange, Entry, encode_entry_header
 from cluster.wal.segment import HEADER_END, Segment, is_removed, open_for_reading, scan_file
 
@@ -109,12 +110,15 @@ class Syncer:
                 for job in fresh:  # without its name a file is not safe
                     job.error, job.all_unsafe = error, True
         failure: WalError | None = None
+        unsafe_parents = []
         for parent in parents:
             try:
                 _sync_directory(parent)
             except OSError as error:
+                unsafe_parents.append(parent)
                 failure = WalError.of(error, "fsync", parent)
         with self._chain.lock:
+            self._parents += unsafe_parents
             for job in jobs:
                 failure = self._settle(job) or failure
         return failure
@@ -141,6 +145,8 @@ class Syncer:
             if segment.end == job.end:
                 self._forget(segment)
             return None
+        if is_shortage(job.error):
+            return WalError.of(job.error, "open", segment.path)
         if job.all_unsafe:
             segment.synced_end = 0
         self._fail(segment)

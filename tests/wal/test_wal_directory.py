@@ -566,6 +566,25 @@ def test_expiry_is_of_all_streams(wal):
     assert wal.bytes_on_disk == 0
 
 
+def test_after_a_long_outage_files_are_deleted_a_few_at_a_time(tmp_path, monkeypatch):
+    """The loop deletes them, and polls in between."""
+    monkeypatch.setattr("cluster.wal.directory.UNLINKS_MAX", 3)
+    wal = directory(tmp_path, segment_bytes=1500)
+    log, _ = written(wal, count=80)
+    total = len(files_of(log))
+    assert total > 6
+    log.acknowledged(log.last_seq, NOW_S)
+    wal.expire(NOW_S + 600)
+    assert len(files_of(log)) == total - 3
+    wal._limit_bytes = 1
+    assert wal.room(), "what may go makes room, only not at once"
+    assert len(files_of(log)) == total - 6
+    while files_of(log):
+        wal.room()
+    assert log.finished
+    assert wal.room()
+
+
 def test_after_adoption_what_was_acknowledged_long_ago_goes_when_it_is_acknowledged_again(tmp_path):
     now_s = time.time()
     wal = directory(tmp_path)

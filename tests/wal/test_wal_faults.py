@@ -374,6 +374,84 @@ def test_a_failed_fsync_of_the_directories_above_is_raised(log, source, disk):
     assert read_all(log) == source.entries
 
 
+def test_a_directory_above_is_synced_again_until_that_succeeds(wal, log, source, disk, monkeypatch):
+    log.append(source.take(2, 20))
+    disk.directory_syncs_fail = 100
+    for _ in range(2):
+        with pytest.raises(WalError):
+            log.sync()
+    disk.directory_syncs_fail = 0
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink()) or real(fd))
+    log.sync()
+    assert {wal.path, log.path.parent} <= set(synced)
+    synced.clear()
+    log.append(source.take(1, 20))
+    log.sync()
+    assert set(synced) <= {log.path}
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("call", ["dup", "open"])
+def test_without_descriptors_no_fsync_has_failed(wal, log, source, disk, monkeypatch, caplog, error, call):
+    """Nothing is sealed or written again, nothing is said to be safe, and the next call makes it so."""
+    log.sync()
+    log.append(source.take(2, 20))
+    if call == "open":
+        log._chain.segments[-1].close()
+        log._appender.seal(log._chain.segments[-1])
+    real = getattr(os, call)
+
+    def refuse(*arguments, **more):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, call, refuse)
+    for _ in range(3):
+        with pytest.raises(WalError) as caught:
+            log.sync()
+        assert caught.value.kind == "shortage"
+        assert "open files" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(os, call, real)
+    assert warnings_of(caplog) == []
+    assert disk.synced == []
+    log.sync()
+    assert disk.synced == [f"{1:020d}.wal"]
+    assert [path.name for path in files_of(log)] == [f"{1:020d}.wal"]
+    log.append(source.take(2, 20))
+    assert len(files_of(log)) == (1 if call == "dup" else 2), "it goes on where it was"
+    assert read_all(reopened(wal, log)) == source.entries
+
+
+def test_without_descriptors_what_lies_elsewhere_is_not_lost(log, source, disk, monkeypatch):
+    """A gap that an earlier segment fills is no hole because that can't be opened now."""
+    log.append(source.take(3, 20))
+    log.sync()
+    log.append(source.take(2, 20))
+    disk.syncs_fail = 1
+    with pytest.raises(WalError):
+        log.sync()
+    _, later = files_of(log)
+    content = bytearray(later.read_bytes())
+    content[SEGMENT_HEADER_BYTES + 45] ^= 0xFF
+    later.write_bytes(content)
+    opened = []
+    real = os.open
+
+    def refuse(path, *arguments, **more):
+        opened.append(path)
+        if len(opened) > 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(WalError, match="Too many open files"):
+        log.read(4, 1 << 20)
+    monkeypatch.setattr(os, "open", real)
+    assert read_all(log) == source.entries
+
+
 def test_appending_goes_on_while_a_failed_fsync_is_handled(wal, log, source, disk, monkeypatch):
     log.append(source.take(2, 20))
     fdatasync = disk.fdatasync

@@ -212,6 +212,18 @@ def test_a_length_that_is_too_large_is_not_waited_for():
     assert entries_in(part.found) == [Entry(2, b"y", 1, 1, 1)]
 
 
+@pytest.mark.parametrize("bit", range(32))
+def test_a_whole_entry_with_a_wrong_length_is_damage(bit):
+    """The last of a file: with a length that is too large it looks like one that was cut short."""
+    entry = Entry(7, b"x" * 100, 5, 30, 600)
+    last = Entry(6, b"y" * 100, 5, 25, 500)
+    whole = bytearray(encode_entry_header(entry) + entry.body)
+    assert is_torn(bytes(whole[:-1]), last)
+    whole[8 + bit // 8] ^= 1 << bit % 8
+    assert not is_torn(bytes(whole), last)
+    assert not is_torn(bytes(whole))
+
+
 def test_a_write_that_was_cut_short_is_told_from_damage():
     whole = encoded(*Source().take(1))
     assert all(is_torn(whole[:size]) for size in range(len(whole)))

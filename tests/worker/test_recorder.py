@@ -284,6 +284,27 @@ async def test_the_loop_goes_on_while_the_disk_is_slow(recording, disk, policy):
     assert worker.recorder.sync_failures == 0
 
 
+async def test_without_descriptors_no_fsync_has_failed(recording, disk, caplog, monkeypatch):
+    monkeypatch.setattr(recorder_module, "SYNC_AGAIN_S", 0.02)
+    worker = recording(wal_fsync="batch")
+    real = os.dup
+
+    def refuse(_fd):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", refuse)
+    worker.write(2)
+    (line,) = await until(lambda: lines(caplog, logging.WARNING))
+    assert "Too many open files" in line
+    assert line.endswith("what was written is made safe later")
+    assert worker.of(WalWritten) == []
+    monkeypatch.setattr(os, "dup", real)
+    await until(lambda: worker.of(WalWritten))
+    assert lines(caplog, logging.CRITICAL) == []
+    await worker.close()
+    assert worker.recorder.sync_failures == 0
+
+
 @pytest.mark.parametrize("policy", ["interval", "batch"])
 async def test_after_a_failed_fsync_the_batches_are_in_a_new_segment(
     recording, disk, policy, caplog, monkeypatch, tmp_path
