@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import uvloop
 
@@ -40,6 +41,7 @@ DESCRIPTORS_WANTED = 1 << 20
 # and to close everything.
 ORPHAN_EXTRA_S = 40.0
 LOCK_POLL_S = 0.05
+LOCK_SAY_S = 1.0  # who waits for longer says so
 
 logger = logging.getLogger("cluster.runtime")
 
@@ -170,23 +172,44 @@ def role_locks(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def role_lock(run_dir: Path, name: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold ``run/NAME.lock``; raises ClusterError when another process still holds it after ``wait_s``."""
+    """Hold ``run/NAME.lock``, with our pid in it; raises ClusterError when another process still holds it after
+    ``wait_s``.
+    """
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = run_dir / f"{name}.lock"
-    deadline = time.monotonic() + wait_s
-    with path.open("a") as lock:
+    began_at = time.monotonic()
+    deadline = began_at + wait_s
+    say_at: float | None = began_at + LOCK_SAY_S
+    with path.open("a+") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now > deadline:
                     raise ClusterError(
-                        f"another {name} is still running on {run_dir.parent} ({path} is locked); end it first",
+                        f"another {name} is still running on {run_dir.parent} ({path} is locked{_by_whom(lock)}); "
+                        "end it first",
                         code="already_running",
                     ) from None
+                if say_at is not None and now >= say_at:
+                    say_at = None
+                    logger.warning(
+                        "another %s is still running on %s (%s is locked%s); waiting up to %.0f s for its end",
+                        name, run_dir.parent, path, _by_whom(lock), wait_s,
+                    )  # fmt: skip
                 time.sleep(LOCK_POLL_S)
+        with contextlib.suppress(OSError):  # a full disk; it is only for people
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), b"%d\n" % os.getpid())
         yield
+
+
+def _by_whom(lock: IO[str]) -> str:
+    lock.seek(0)
+    pid = lock.read(32).strip()
+    return f" by pid {pid}" if pid.isdecimal() else ""
 
 
 __all__ = [

@@ -1,6 +1,7 @@
 """The frame of a role's process: one per name, ends on a signal, with its supervisor, or of a bug; real processes."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import select
@@ -170,6 +171,38 @@ def test_two_of_one_name_never_act_at_once(start, directory):
         raise AssertionError("both hold it")
     assert caught.value.code == "already_running"
     assert str(directory) in str(caught.value)
+
+
+def test_who_waits_for_another_of_its_name_says_so_at_once(start, directory, monkeypatch, caplog):
+    process = start("wait")
+    wait_ready(process)
+    monkeypatch.setattr(runtime, "LOCK_SAY_S", 0.1)
+    with (
+        pytest.raises(ClusterError, match=f"is locked by pid {process.pid}") as caught,
+        role_lock(directory / "run", "worker-1", wait_s=0.5),
+    ):
+        raise AssertionError("both hold it")
+    assert str(caught.value).endswith("; end it first")
+    (line,) = [record.getMessage() for record in caplog.records]
+    path = directory / "run" / "worker-1.lock"
+    assert line == (
+        f"another worker-1 is still running on {directory} ({path} is locked by pid {process.pid}); waiting up to 0 s "
+        "for its end"
+    )
+
+
+def test_a_lock_is_held_even_where_no_pid_can_be_noted(directory, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    with role_lock(directory / "run", "worker-1"):
+        monkeypatch.undo()
+        with (
+            pytest.raises(ClusterError, match=r"worker-1.lock is locked\)"),
+            role_lock(directory / "run", "worker-1"),
+        ):
+            raise AssertionError("both hold it")
 
 
 def test_another_name_is_another_lock(start, directory):
