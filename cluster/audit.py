@@ -25,6 +25,7 @@ key; a billion rows take their time.  Nothing is written, nothing rendered.
 from collections.abc import Callable, Iterator
 from datetime import datetime
 
+import asyncpg
 import msgspec
 
 from cluster.audit_counts import (
@@ -89,6 +90,8 @@ async def audit(
     try:
         async with conn.transaction(isolation="repeatable_read", readonly=True):
             return await _audit(conn, since, until, project, progress)
+    except asyncpg.LockNotAvailableError:
+        raise  # whoever made the connection knows how long it waits
     except DATABASE_ERRORS as error:
         raise ClusterError(
             f"the audit could not read the database: {describe(error)}", code="database_failed"

@@ -23,6 +23,7 @@ ACTIVE_WARNING = 0.5  # of MAX_CONCURRENT_HTTP
 ACTIVE_CRITICAL = 0.9
 QUEUE_WARNING = 100
 QUEUE_CRITICAL = 500
+UNCOMMITTED_MS = 10_000  # for so long nothing has landed although the database answers: a lock, or it is much too slow
 INVALID_PROJECTS_SHOWN = 20
 
 
@@ -147,6 +148,8 @@ def not_ready(view: View) -> list[str]:
         reasons.append("the writer is not connected")
     elif view.writer_state == "waiting_for_database":
         reasons.append("the writer waits for the database")
+    elif view.writer is not None and view.writer.lag_ms >= UNCOMMITTED_MS:
+        reasons.append(f"the writer has waited {view.writer.lag_ms / 1000:.0f} s for a commit")
     running = sum(worker.state == "running" for worker in view.workers)
     if running < view.workers_wanted:
         reasons.append(f"{running} of {view.workers_wanted} workers run")

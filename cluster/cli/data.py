@@ -24,6 +24,7 @@ from cluster.supervisor.lock import find_holder
 T = TypeVar("T")
 
 RESULTS_MAX = 100_000
+LOCK_TIMEOUT_S = 10
 _AGO = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -64,11 +65,19 @@ async def open_database(settings: Settings, *, create: bool = False) -> AsyncIte
         conn = await database.connect(url)
         stack.push_async_callback(_close, conn)
         try:
+            if not create:
+                await conn.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'")
             if not create and await database.schema_version(conn) == 0:
                 raise ClusterError(f"the database {database.place(url)} has no tables of ours; run `cluster migrate`")
             yield conn
         except BrokenPipeError:
             raise  # our output, not the database
+        except asyncpg.LockNotAvailableError as error:
+            raise ClusterError(
+                f"gave up after {LOCK_TIMEOUT_S} s: somebody else's transaction on {database.place(url)} has locked "
+                "what this reads or changes; end it (pg_stat_activity shows who) and try again",
+                code="locked",
+            ) from error
         except database.DATABASE_ERRORS as error:
             raise ClusterError(f"the database refused: {database.describe(error)}") from error
 

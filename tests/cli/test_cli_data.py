@@ -1,12 +1,14 @@
 """Commands that need only the database."""
 
 import asyncio
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
+from cluster.cli import data
 from cluster.cli.data import parse_instant
 from cluster.errors import InvalidInputError
 from cluster.project import ID_MAX
@@ -72,6 +74,38 @@ def test_an_unreachable_database_is_one_line(cluster, monkeypatch, arguments):
     assert ran.status == 1
     assert "cannot reach the database" in ran.error
     assert "secret" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "table"),
+    [
+        (("audit",), "schema_migrations"),
+        (("audit",), "poll_results"),
+        (("audit", "--json"), "missed_polls"),
+        (("projects", "list"), "projects"),
+        (("projects", "disable", "1"), "projects"),
+        (("projects", "export"), "projects"),
+        (("results", "1"), "poll_results"),
+    ],
+)
+def test_locked_tables_are_not_waited_for_for_ever(db, monkeypatch, arguments, table):
+    fill(db.url)
+    sql(
+        db.url,
+        "UPDATE project_spans SET since = now() - interval '1 hour'",
+        "UPDATE cluster_state SET accounted_to = now()",
+    )
+    monkeypatch.setattr(data, "LOCK_TIMEOUT_S", 1)
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        locker = loop.run_until_complete(asyncpg.connect(db.url))
+        loop.run_until_complete(locker.execute(f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        try:
+            ran = db(*arguments)
+        finally:
+            loop.run_until_complete(locker.close())
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.error.startswith("gave up after 1 s: somebody else's transaction on ")
+    assert ran.error.endswith("(pg_stat_activity shows who) and try again")
 
 
 @pytest.mark.parametrize("arguments", DATABASE_COMMANDS)

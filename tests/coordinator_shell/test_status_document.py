@@ -11,7 +11,7 @@ from cluster.histogram import BUCKETS
 from cluster.messages.control import WorkerStats, WriterHeartbeat
 from cluster.ticks import PARTITIONS
 from coordinator.events import Totals, View, WorkerView
-from coordinator.status import ClusterCollector, ShellCounts, document, health, not_ready
+from coordinator.status import UNCOMMITTED_MS, ClusterCollector, ShellCounts, document, health, not_ready
 
 
 def worker(name="worker-1", state="running", **stats):
@@ -103,6 +103,7 @@ def test_the_document_without_a_writer():
         ({"writer_state": "restarting"}, "writer is not connected"),
         ({"writer_state": "waiting_for_database"}, "writer waits"),
         ({"workers": [worker(), worker("worker-2", "hung")]}, "1 of 2 workers"),
+        ({"writer": WriterHeartbeat("w", 55, "running", lag_ms=12_345.0)}, "waited 12 s for a commit"),
         ({"workers": []}, "0 of 2 workers"),
         ({"partitions_assigned": 4000}, "4000 of 4096"),
     ],
@@ -114,6 +115,8 @@ def test_each_reason_for_not_being_ready(changes, reason):
 
 def test_ready():
     assert not_ready(view()) == []
+    slow = WriterHeartbeat("w", 55, "running", lag_ms=UNCOMMITTED_MS - 1)
+    assert not_ready(view(writer=slow)) == []
 
 
 def families(seen, counts=None):

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from cluster.messages.control import WorkerStats
+from cluster.messages.control import WorkerStats, WriterHeartbeat
 from cluster.messages.results import MissedReason
 from coordinator.events import WorkerView
 from coordinator.status import ShellCounts, document, not_ready
@@ -45,6 +45,7 @@ NOT_READY = [
     view(database_up=False),
     view(writer_state="restarting"),
     view(writer_state="waiting_for_database"),
+    view(writer=WriterHeartbeat("w", 1, "running", lag_ms=12_000.0)),
     view(workers_wanted=2),
     view(partitions_assigned=7),
     view(workers=[WorkerView("worker-1", 1, "i", "running", 1, 4096, 1.0, 500, WorkerStats(wal_state="full"))]),
