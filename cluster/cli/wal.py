@@ -1,7 +1,8 @@
 """Commands that look after the WAL of a data directory: what waits there, and delivering it without a cluster.
 
-``replay`` starts a writer and a worker that only delivers; both end with it.  It may be interrupted at any time: what
-is not delivered by then is still there.
+``replay`` starts a writer and a worker that only delivers; both end with it.  They meet on a socket of their own: the
+configured endpoints may be those of a cluster that runs elsewhere, which must not take them for members.  It may be
+interrupted at any time: what is not delivered by then is still there.
 """
 
 import asyncio
@@ -144,7 +145,10 @@ class Replay:
     """One delivery.  ``run`` leaves no process behind, however it ends."""
 
     def __init__(self, settings: Settings, records: int) -> None:
-        self._settings = msgspec.structs.replace(settings, supervised=True)
+        private = f"ipc://{settings.run_dir}/replay"
+        self._settings = msgspec.structs.replace(
+            settings, supervised=True, control_endpoint=f"{private}-control.sock", results_endpoint=f"{private}.sock"
+        )
         self._records = records
         self._told = 0
         self._roles: dict[str, RoleProcess] = {}

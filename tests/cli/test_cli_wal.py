@@ -14,7 +14,9 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
+import zmq
 
+from cluster import sockets
 from cluster.cli import wal as wal_module
 from cluster.errors import ClusterError
 from cluster.messages.results import Batch, MissedRange, PollResult, encode
@@ -416,6 +418,27 @@ def test_damage_is_said_and_the_rest_delivered(cluster, data_dir, database_url, 
     assert "damage in the WAL" in ran.err
     assert rows.fetch("SELECT count(*) FROM poll_results") == [(80,)]
     assert list((data_dir / "wal" / "quarantine").iterdir())
+
+
+def test_a_cluster_at_the_configured_endpoints_hears_nothing_of_it(cluster, data_dir, database_url, rows):
+    """Its coordinator would take the two for members, its workers the writer for theirs."""
+    leave_polls(data_dir, 10)
+    context = zmq.Context()
+    try:
+        control, results = (
+            sockets.bind_router(context, f"ipc://{data_dir}/{name}.sock") for name in ("control", "results")
+        )
+        ran = cluster(
+            "wal", "replay", "--database-url", database_url,
+            "--control-endpoint", f"ipc://{data_dir}/control.sock",
+            "--results-endpoint", f"ipc://{data_dir}/results.sock",
+        )  # fmt: skip
+        assert ran.status == 0, ran
+        assert control.poll(0) == results.poll(0) == 0
+    finally:
+        context.destroy(linger=0)
+    assert rows.fetch("SELECT count(*) FROM poll_results") == [(30,)]
+    assert list((data_dir / "run").glob("*.sock")) == []
 
 
 def test_a_stream_of_a_newer_version_is_left_alone(cluster, data_dir, database_url, rows, monkeypatch):
