@@ -343,11 +343,15 @@ class EmbeddedPostgres:
             return []
 
     def _listening(self) -> bool:
+        """Never waits: where a server that stands still has a full queue, connecting would, for as long as it does."""
         with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
             try:
                 client.connect(str(self.run / f".s.PGSQL.{self.port}"))
             except (FileNotFoundError, ConnectionRefusedError):
                 return False
+            except BlockingIOError:
+                return True  # there is a queue
             return True
 
     def _spawn(self) -> None:

@@ -1,6 +1,6 @@
 """One child process: started with pipes, its output cut into lines, its end reported at once, and reaped.
 
-The end is seen through a pidfd, or by a waiting thread where the system has none; the process is reaped and signalled
+The end is seen through a pidfd, or by a waiting thread where there is none; the process is reaped and signalled
 only from the loop's thread, so a signal never meets a foreign process that got the same number.  It decides nothing.
 """
 
@@ -52,7 +52,9 @@ class ChildProcess:
         self._loop.add_reader(self._output, self._read)
         self._pidfd = -1
         if use_pidfd:
-            self._pidfd = os.pidfd_open(self.pid)
+            with contextlib.suppress(OSError):  # no descriptor to be had: it runs all the same, and must be watched
+                self._pidfd = os.pidfd_open(self.pid)
+        if self._pidfd >= 0:
             self._loop.add_reader(self._pidfd, self._ended)
         else:
             threading.Thread(target=self._wait, name=f"wait-{self.pid}", daemon=True).start()

@@ -1,11 +1,15 @@
 """The embedded PostgreSQL's lifecycle, on real servers."""
 
+import contextlib
 import os
+import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -50,6 +54,26 @@ async def test_start_use_stop_and_start_again_with_the_same_data(base):
     assert not (server.data / "postmaster.pid").exists()
     with EmbeddedPostgres(base, settings=FAST) as server:
         assert await answer(server, "SELECT n FROM t") == 42
+
+
+def test_a_server_that_stands_still_is_not_waited_for(base):
+    """The supervisor asks once a second, on the loop in which it hears of deaths and of signals."""
+    server = EmbeddedPostgres(base)
+    server.run.mkdir(parents=True)
+    server._users = True
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(server.run / f".s.PGSQL.{server.port}"))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # until its queue is full
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(listener.getsockname())
+        answers = queue.Queue()
+        threading.Thread(target=lambda: answers.put(server.running()), daemon=True).start()
+        assert answers.get(timeout=20)
+    assert not server.running()
 
 
 async def test_several_users_share_a_server_and_the_last_stops_it(base):

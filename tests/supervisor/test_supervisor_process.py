@@ -1,6 +1,7 @@
 """One child process: its lines, its end, its signals; with a pidfd and without."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -48,6 +49,21 @@ async def test_its_last_words_come_before_its_end(start):
 async def test_its_exit_status(start, script, status):
     _, _, ended = start(script)
     assert await asyncio.wait_for(ended, DEADLINE_S) == status
+
+
+async def test_without_a_descriptor_for_it_its_end_is_seen_all_the_same(start, monkeypatch):
+    """It runs already: nobody else would reap it, or know that its name is taken."""
+
+    def refuse(_pid):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    child, lines, ended = start("import time; print('up', flush=True); time.sleep(60)")
+    async with asyncio.timeout(DEADLINE_S):
+        while not lines:
+            await asyncio.sleep(0.01)
+    child.signal(signal.SIGKILL)
+    assert await asyncio.wait_for(ended, DEADLINE_S) == -9
 
 
 async def test_signals_reach_it_and_afterwards_nobody(start):
