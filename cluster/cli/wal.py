@@ -173,6 +173,8 @@ class Replay:
             sink.close()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+                if self._interrupted.is_set():  # what is left is to say so, whoever keeps pressing
+                    signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self) -> None:
         if self._interrupted.is_set():  # the second time

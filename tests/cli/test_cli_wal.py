@@ -575,7 +575,7 @@ def test_a_second_interruption_ends_it_at_once(running, data_dir, database_url, 
     began = time.monotonic()
     while replay.process.poll() is None:  # as long as someone keeps pressing
         assert time.monotonic() - began < wal_module.INTERRUPTED_END_S, replay.err
-        time.sleep(0.2)
+        time.sleep(0.05)
         replay.process.send_signal(signal.SIGINT)
     assert replay.process.returncode == 1
     assert not replay.left()
