@@ -1,6 +1,7 @@
 """The writer's decisions: which batches to take, when to commit what, whom to tell.
 
-- A stream begins with ``StreamHello``; its ledger position is loaded, then it is welcomed.  A batch of a stream that
+- A stream begins with ``StreamHello``; its ledger position is loaded, then it is welcomed, in both cases once the
+  database answers: a worker that is not welcome sends nothing.  A batch of a stream that
   was not introduced on that connection gets ``WhichStream``, once a second at most.
 - Batches of a stream are taken in order.  One that was taken before is ignored, and its acknowledgement repeated if it
   is committed; one that leaves a gap is ignored and gets ``Rewind``, repeated each second while the gap stays.
@@ -99,6 +100,7 @@ class WriterCore:
         self._streams: dict[str, Stream] = {}
         self._unloaded: set[str] = set()
         self._gaps: set[str] = set()  # streams with an open gap
+        self._unwelcomed: set[str] = set()  # loaded ones that said hello again while the database did not answer
         self._strangers: dict[bytes, int] = {}  # routing id -> when WhichStream was last sent
 
         self._flush: Flush | None = None  # in progress, or to be repeated
@@ -213,6 +215,7 @@ class WriterCore:
         assert self._waiting_rows == sum(p.rows for p in waiting)
         assert self._oldest_waiting_ms == min((p.received_ms for p in waiting), default=None)
         assert self._unloaded == {s.stream_id for s in self._streams.values() if not s.loaded}
+        assert self._unwelcomed <= {s.stream_id for s in self._streams.values() if s.loaded}
         assert self._gaps == {s.stream_id for s in self._streams.values() if s.rewound_ms is not None}
         assert (self._flush is not None) == any(s.taken for s in self._streams.values())
         assert self._operation != "flush" or self._flush is not None
@@ -258,6 +261,8 @@ class WriterCore:
         self._close_gap(stream)
         if stream.loaded and stream.is_ahead:
             self._reload_wanted = True
+        elif stream.loaded and self._stands_still(now_ms):
+            self._unwelcomed.add(stream.stream_id)
         elif stream.loaded:
             self._welcome(stream, effects)
 
@@ -327,6 +332,7 @@ class WriterCore:
         effects.append(Send(peer, WhichStream()))
 
     def _welcome(self, stream: Stream, effects: list[Effect]) -> None:
+        self._unwelcomed.discard(stream.stream_id)
         skipped = stream.skip_to(stream.welcome_seq)
         if skipped:
             effects.append(
@@ -389,6 +395,7 @@ class WriterCore:
             stream.reset()
             self._unloaded.add(stream.stream_id)
             self._gaps.discard(stream.stream_id)
+            self._unwelcomed.discard(stream.stream_id)
         self._count_waiting()
 
     def _on_set_back(self, set_back: list[Stream], loaded: Collection[str], effects: list[Effect]) -> None:
@@ -462,6 +469,9 @@ class WriterCore:
         if self._reload_wanted and self._operation is None and self._flush is None:
             self._reload_wanted = False
             self._reload(self._streams.values())
+        if self._unwelcomed and not self._stands_still(now_ms):
+            for stream_id in sorted(self._unwelcomed):
+                self._welcome(self._streams[stream_id], effects)
         if self._stop_deadline is not None and (now_ms >= self._stop_deadline or self._is_empty()):
             self._finished = True
             effects.append(Finish(self._pending_rows()))
@@ -548,6 +558,7 @@ class WriterCore:
         del self._streams[stream.stream_id]
         self._unloaded.discard(stream.stream_id)
         self._gaps.discard(stream.stream_id)
+        self._unwelcomed.discard(stream.stream_id)
 
     def _is_empty(self) -> bool:
         owed = any(stream.owed_rows for stream in self._streams.values())

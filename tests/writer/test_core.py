@@ -338,6 +338,18 @@ def test_while_the_database_is_away_little_is_kept_and_the_rest_fetched_at_once_
     assert play.batch(4, size_bytes=900_000).core.view(play.now).pending_bytes == 1_300_000
 
 
+def test_a_worker_that_says_hello_again_while_the_database_is_away_is_welcomed_when_it_is_back():
+    """Welcomed at once it would send all that is not acknowledged, each time, to be turned away."""
+    play = Play().welcomed().batch(1).pass_ms(100)
+    flush = fail(play)
+    play.batch(2).hello().hello()
+    assert play.sent() == []
+    play.pass_ms(5_000).commit(flush)
+    assert play.sent() == [(b"p", Committed(S1, 1)), (b"p", StreamWelcome(S1, 1, CREDIT_BYTES))]
+    play.hello()
+    assert play.sent() == [(b"p", StreamWelcome(S1, 1, CREDIT_BYTES))]
+
+
 def test_a_batch_larger_than_what_is_kept_meanwhile_passes_when_nothing_waits():
     play = Play().hello()
     play.tell(DatabaseFailed("retry", "no database")).pass_ms(200).tell(LedgerLoaded({S1: 0}))
