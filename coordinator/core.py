@@ -408,6 +408,8 @@ class CoordinatorCore:
                     self._taken_over[held.partition] = held.resume_after_ms
         if gathering:
             self._cuts += hello.released
+            for cut in hello.released:  # now: they may end, or die with their worker, while others are waited for
+                self.ownership.in_flight(cut)
         if self.state.phase == "gathering":
             effects += self._try_run(now_ms)
         elif self.state.phase in ("running", "stopping"):

@@ -126,8 +126,13 @@ class Ownership:
             partition.resume = partition.resume or _after_loss(partition)
         else:
             partition.resume = Resume(cut.cut_ms, "handover", cut.waiting)
-        partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
+        self.in_flight(cut)
         return True
+
+    def in_flight(self, cut: Cut) -> None:
+        """Polls that were in flight at the cut are waited for, whatever the cut is worth as a resume point."""
+        partition = self.partitions[cut.partition]
+        partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
 
     def settled(self, entry: BusyProject) -> int | None:
         """A poll that was in flight at a former owner has ended.  Returns its partition; None when that is old news."""
@@ -156,7 +161,6 @@ class Ownership:
             partition.resume = resume
         else:
             partition.base = resume
-        partition.busy = [entry for entry in partition.busy if entry not in cut.busy] + cut.busy
 
     def lost(self, worker: str) -> list[int]:
         """The worker is dead.  Returns the partitions it had."""

@@ -3,7 +3,7 @@ remembered when everybody dies at once."""
 
 import pytest
 
-from cluster.messages.control import BusyProject, Grant, Leaving, Remove, Revoke, Settle, WorkerStats
+from cluster.messages.control import BusyProject, Grant, Leaving, Remove, Revoke, Settle, Settled, WorkerStats
 from cluster.ticks import partition_of
 from coordinator.events import ProjectsChanged, ScaleRequested
 from tests.coordinator.stage import START_MS, Stage, record, restarted
@@ -406,6 +406,59 @@ def gathered(stage, *, without=()):
     successor.obey()
     assert successor.core.phase == "running"
     return successor
+
+
+def moved_with_a_poll_in_flight(stage):
+    """As ``moved``, while the coordinator dies before it grants the partition, and its successor gathers.
+
+    Returns the new stage, who gave it up, its poll, and another worker that has not said hello yet.
+    """
+    loser, index = about_to_move(stage)
+    busy = BusyProject(ids_of(stage, index)[0], stage.now + 60_000)
+    loser.busy = [busy]
+    loser.inbox.clear()
+    loser.release([index])
+    successor = restarted(stage)
+    successor.supervise()
+    successor.load()
+    last = next(worker for worker in successor.living() if worker is not loser)
+    for worker in successor.living():
+        if worker is not last:
+            worker.hello()
+    assert successor.core.phase == "gathering"
+    return successor, loser, busy, last
+
+
+def granted_busy(stage, entry):
+    """The polls the owner of a project's partition is told to wait for, in what it has heard."""
+    owner = holder(stage, partition_of(entry.project_id))
+    grants = [grant for message in owner.heard if isinstance(message, Grant) for grant in message.partitions]
+    return next(grant.busy for grant in reversed(grants) if grant.partition == partition_of(entry.project_id))
+
+
+def test_a_poll_that_is_in_flight_when_the_coordinator_restarts_is_waited_for(stage):
+    successor, _, busy, last = moved_with_a_poll_in_flight(stage)
+    last.hello()
+    successor.obey()
+    assert granted_busy(successor, busy) == [busy]
+
+
+def test_a_poll_that_ends_while_hellos_are_gathered_is_settled(stage):
+    """Else the next owner would not poll its project until the poll's time-out."""
+    successor, loser, busy, last = moved_with_a_poll_in_flight(stage)
+    loser.say(Settled([busy]))
+    last.hello()
+    successor.obey()
+    assert granted_busy(successor, busy) == []
+
+
+def test_a_poll_whose_worker_dies_while_hellos_are_gathered_is_settled(stage):
+    successor, loser, busy, last = moved_with_a_poll_in_flight(stage)
+    successor.die(loser)
+    last.hello()
+    successor.start(loser.name)
+    successor.obey()
+    assert granted_busy(successor, busy) == []
 
 
 def test_a_restarted_coordinator_knows_what_is_owed_for_cuts(stage):
