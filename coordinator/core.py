@@ -235,10 +235,7 @@ class CoordinatorCore:
     def _durable_marks(self) -> list[int | None]:
         """Where owners would go on if everybody died now: before what is still owed for a partition, too."""
         marks = self.ownership.marks()
-        owed: dict[int, int] = {}  # partition -> the first instant that is
-        for since in (self._teller.unspoken_since(), self._teller.claimed_since()):
-            for index, begun_ms in since.items():
-                owed[index] = min(owed.get(index, begun_ms), begun_ms)
+        owed = dict(self._teller.uncovered.since())  # partition -> the first instant that is
         for member in self.members.values():
             for index, debt in member.debts.items():
                 begun_ms = 0 if debt.after_ms is None else debt.after_ms + 1
@@ -258,16 +255,15 @@ class CoordinatorCore:
     def horizon_ms(self) -> int | None:
         """Every tick before it is in the database.  None while a partition with projects was never polled."""
         lowest = NEVER_MS
-        for index, partition in enumerate(self.ownership.partitions):
-            if partition.mark_ms is not None:
-                lowest = min(lowest, partition.mark_ms + 1)
+        for index, mark_ms in enumerate(self._durable_marks()):
+            if mark_ms is not None:
+                lowest = min(lowest, mark_ms + 1)
             elif self.catalog.size(index):
                 return None
-        lowest = min([lowest, *self._teller.unspoken_since().values()])
         for member in self.members.values():
             if member.oldest_ms is not None:
                 lowest = min(lowest, member.oldest_ms)
-        return None if lowest == NEVER_MS else lowest
+        return lowest if 0 < lowest < NEVER_MS else None
 
     # ---- messages -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import msgspec
 from cluster.messages.control import BusyProject, Cut, EndedSpan, RemovedProject, WorkerStats
 from coordinator.events import WorkerState
 from coordinator.link import WorkerLink
+from coordinator.uncovered import Owed
 
 REMOVES_PER_MESSAGE = 4_096
 ENDED_PER_MESSAGE = 20_000
@@ -23,7 +24,7 @@ class Note(msgspec.Struct, frozen=True):
     """What is settled when a message is acknowledged."""
 
     tokens: list[int] = []
-    seen: list[tuple[int, int]] = []  # (partition, project id): new and changed projects
+    seen: list[tuple[int, Owed, int]] = []  # (partition, what no mark speaks for, since when)
     granted: list[int] = []  # partitions
 
 

@@ -6,6 +6,7 @@ spans that ended without being accounted for.  It decides nothing about who owns
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -29,7 +30,7 @@ from coordinator.link import Unacked, WorkerLink
 from coordinator.member import BYTES_PER_MESSAGE, ENDED_PER_MESSAGE, Debt, Member, Note
 from coordinator.ownership import Resume
 from coordinator.state import ClusterState
-from coordinator.uncovered import Hearing, UncoveredProjects
+from coordinator.uncovered import Hearing, Owed, Uncovered
 
 PARTITIONS_PER_GRANT = 512
 SESSIONS_PER_EPOCH = 1_000_000
@@ -69,9 +70,7 @@ class Teller:
     def __init__(self, state: ClusterState) -> None:
         self._state = state
         self.revoking: set[int] = set()  # partitions whose owner has been, or is to be, told to give them up
-        # New and changed projects that no owner has acknowledged, by partition: id -> its immediate poll is wanted.
-        self._unseen: defaultdict[int, dict[int, bool]] = defaultdict(dict)
-        self.uncovered = UncoveredProjects()  # acknowledged, and no mark speaks for them yet
+        self.uncovered = Uncovered()  # new spans and claims that no mark speaks for yet
         self._ended: defaultdict[int, list[EndedSpan]] = defaultdict(list)  # partition -> not yet accounted for
         self._tokens: dict[int, int] = {}  # token -> acknowledgements outstanding
         self._sessions = 0
@@ -83,10 +82,11 @@ class Teller:
             note: Note = entry.note
             for index in note.granted:
                 self._state.ownership.grant_acked(index, member.name, entry.seq)
-            for index, project_id in note.seen:
-                if self._unseen[index].pop(project_id, None) is not None and member.link is not None:
+            for index, owed, since_ms in note.seen:
+                # One that has given the partition up meanwhile did not hear of it, and no mark of its own will say so.
+                if self._state.ownership.partitions[index].owner == member.name and member.link is not None:
                     hearing = Hearing(member.incarnation, member.link.session, entry.seq)
-                    self.uncovered.heard(hearing, index, project_id)
+                    self.uncovered.heard(hearing, index, owed, since_ms)
             effects += self.confirm(note.tokens)
         return effects
 
@@ -104,12 +104,13 @@ class Teller:
                 continue
             stored.append(record)
             index, is_new = change
+            since_ms = decode_spec(record.blob).since_ms
             if before is not None:
-                self._end_span(index, before, decode_spec(record.blob).since_ms)
+                self._end_span(index, before, since_ms, touched)
             partition = self._state.ownership.partitions[index]
             immediate = is_new and not event.initial
             if not event.initial and (is_new or self._is_new_span(before, record.blob)):
-                self._unseen[index][record.id] = immediate or self._unseen[index].get(record.id, False)
+                self.uncovered.begin(index, record.id, since_ms, wants_poll=immediate)
             owner = self._state.told_owner(partition)
             if owner is not None:
                 owner.upserts[record.id] = immediate or owner.upserts.get(record.id, False)
@@ -123,8 +124,6 @@ class Teller:
                 continue
             dropped.append(removed.project_id)
             partition = self._state.ownership.partitions[dropped_from]
-            self._unseen[dropped_from].pop(removed.project_id, None)
-            self.uncovered.drop(dropped_from, removed.project_id)
             owner = self._state.told_owner(partition)
             if owner is not None:
                 owner.upserts.pop(removed.project_id, None)
@@ -137,7 +136,8 @@ class Teller:
                     holder.removes[removed.project_id] = removed.until_ms
                     touched.add(holder.name)
             assert blob is not None
-            self._end_span(dropped_from, blob, removed.until_ms)
+            self._end_span(dropped_from, blob, removed.until_ms, touched)
+            self.uncovered.drop(dropped_from, removed.project_id)
         effects: list[Effect] = []
         if stored or dropped:
             effects.append(JournalProjects(stored, dropped))
@@ -186,6 +186,8 @@ class Teller:
     def _claim(self, index: int, spans: list[EndedSpan], touched: set[str]) -> None:
         """Have the owner account for these, and the next one, should it die before."""
         self._ended[index] += spans
+        for span in spans:
+            self.uncovered.begin(index, span, span.since_ms)
         owner = self._state.told_owner(self._state.ownership.partitions[index])
         if owner is not None:
             owner.ended += spans
@@ -197,12 +199,19 @@ class Teller:
         for index, debt in debts.items():
             after_ms = -1 if debt.after_ms is None else debt.after_ms
             specs = [decode_spec(blob) for blob in self._state.catalog.blobs(index)]
-            spans = [
-                EndedSpan(spec.id, max(spec.since_ms, after_ms + 1), debt.cut_ms + 1, spec.interval_ms, unheard=True)
-                for spec in specs
-                if spec.since_ms <= debt.cut_ms
+            spans = [EndedSpan(spec.id, spec.since_ms, debt.cut_ms + 1, spec.interval_ms) for spec in specs]
+            spans += [span for span in self._ended.get(index, []) if not span.unheard]  # claims are told as they are
+            claims = [
+                EndedSpan(
+                    span.project_id,
+                    max(span.since_ms, after_ms + 1),
+                    min(span.until_ms, debt.cut_ms + 1),
+                    span.interval_ms,
+                    unheard=True,
+                )
+                for span in spans
             ]
-            self._claim(index, spans, touched)
+            self._claim(index, [claim for claim in claims if claim.since_ms < claim.until_ms], touched)
         for entry in busy:
             settled = self._state.ownership.settled(entry)
             owner = None if settled is None else self._state.told_owner(self._state.ownership.partitions[settled])
@@ -211,45 +220,31 @@ class Teller:
                 touched.add(owner.name)
         return [effect for name in sorted(touched) for effect in self.pump(self._state.members[name], now_ms)]
 
-    def claimed_since(self) -> dict[int, int]:
-        """Per partition, the begin of the claims that its owner was, or is to be, told of, until they are committed."""
-        return {
-            index: min(span.since_ms for span in spans if span.unheard)
-            for index, spans in self._ended.items()
-            if any(span.unheard for span in spans)
-        }
-
-    def unspoken_since(self) -> dict[int, int]:
-        """Per partition, the begin of the oldest new or changed project that no mark speaks for yet."""
-        since: dict[int, int] = {}
-        for index, project_ids in [*((i, list(ids)) for i, ids in self._unseen.items()), *self.uncovered.items()]:
-            begun_ms = self._begun_ms(project_ids)
-            if begun_ms is not None:
-                since[index] = min(begun_ms, since.get(index, begun_ms))
-        return since
-
     def given_up(self, index: int, mark_ms: int | None) -> int | None:
         """The owner gave a partition up: the mark that speaks for all of its projects."""
-        begun_ms = self._begun_ms(self.uncovered.take(index))
+        begun_ms = self.uncovered.given_up(index)
         return mark_ms if begun_ms is None or mark_ms is None else min(mark_ms, begun_ms - 1)
 
     def lost(self, indices: list[int], incarnation: str) -> None:
         """The owner of these partitions is dead: what no mark speaks for is as good as unseen."""
         for index in indices:
-            for project_id in self.uncovered.take(index):
-                self._unseen[index].setdefault(project_id, False)
+            self.uncovered.lost(index)
         self.uncovered.gone(incarnation)
 
-    def _begun_ms(self, project_ids: list[int]) -> int | None:
-        """When the oldest of their spans began."""
-        blobs = [self._state.catalog.blob(project_id) for project_id in project_ids]
-        return min((decode_spec(blob).since_ms for blob in blobs if blob is not None), default=None)
+    def _end_span(self, index: int, blob: bytes, until_ms: int, touched: set[str]) -> None:
+        """A project ended, or its interval changed: kept until it is accounted for, should its owner die before.
 
-    def _end_span(self, index: int, blob: bytes, until_ms: int) -> None:
-        """A project ended, or its interval changed: kept until it is accounted for, should its owner die before."""
+        A span that ends before any mark spoke for it is claimed: its owner may not have heard of it in time, and where
+        the next one resumes says nothing of it.
+        """
         old = decode_spec(blob)
-        if until_ms > old.since_ms:
-            self._ended[index].append(EndedSpan(old.id, old.since_ms, until_ms, old.interval_ms))
+        if until_ms <= old.since_ms:
+            return
+        span = EndedSpan(old.id, old.since_ms, until_ms, old.interval_ms)
+        if self.uncovered.since_of(index, old.id) is None:
+            self._ended[index].append(span)
+        else:
+            self._claim(index, [msgspec.structs.replace(span, unheard=True)], touched)
 
     def forget_accounted(self, horizon_ms: int | None) -> None:
         """Spans that ended before the horizon are accounted for; nobody asks about them again."""
@@ -329,7 +324,7 @@ class Teller:
                 removed, tokens = member.take_removes()
                 ended, member.ended = member.ended[:ENDED_PER_MESSAGE], member.ended[ENDED_PER_MESSAGE:]
                 message = Remove(link.session, seq, self._state.epoch, removed, ended)
-                note = Note(tokens=tokens)
+                note = Note(tokens=tokens, seen=self._uncovered_of(ended))
             elif member.settles:
                 message = Settle(link.session, seq, list(member.settles))
                 member.settles.clear()
@@ -337,7 +332,7 @@ class Teller:
                 blobs, taken = member.take_upserts(self._state.catalog.blob)
                 immediate = [project_id for project_id, wanted in taken.items() if wanted]
                 message = WireUpsert(link.session, seq, self._state.epoch, blobs, immediate)
-                note = Note(seen=[(partition_of(project_id), project_id) for project_id in taken])
+                note = Note(seen=self._uncovered_of(taken))
             elif member.grants:
                 effects += self._grant(member, link, now_ms)
                 continue
@@ -350,11 +345,21 @@ class Teller:
             effects.append(Send(link.peer, link.push(message, note, now_ms)))
         return effects
 
+    def _uncovered_of(self, told: Iterable[Owed]) -> list[tuple[int, Owed, int]]:
+        """Those that no mark speaks for, as a note wants them: its acknowledgement is their hearing."""
+        seen = []
+        for owed in told:
+            index = partition_of(owed if isinstance(owed, int) else owed.project_id)
+            since_ms = self.uncovered.since_of(index, owed)
+            if since_ms is not None:
+                seen.append((index, owed, since_ms))
+        return seen
+
     def _grant(self, member: Member, link: WorkerLink, now_ms: int) -> list[Effect]:
         """One message of grants; a partition larger than a message goes out in parts, one after the other."""
         effects: list[Effect] = []
         parts: list[WireGrant] = []
-        seen: list[tuple[int, int]] = []
+        seen: list[tuple[int, Owed, int]] = []
         granted: list[int] = []
         size = 0
 
@@ -372,7 +377,7 @@ class Teller:
                 continue
             resume = partition.resume or Resume(partition.mark_ms, "handover")
             ended = self._ended.get(index, [])
-            unseen = self._unseen.get(index, {})
+            unseen = self.uncovered.unseen(index)
             chunk: list[msgspec.Raw] = []
             for blob in self._state.catalog.blobs(index):
                 chunk.append(msgspec.Raw(blob))
@@ -394,7 +399,7 @@ class Teller:
                     ended,
                 )
             )
-            seen += [(index, project_id) for project_id in unseen]
+            seen += self._uncovered_of([*unseen, *ended])
             granted.append(index)
             self._state.ownership.granted(index, member.name, self._state.epoch, link.number())
             self.revoking.discard(index)

@@ -5,7 +5,8 @@ import pytest
 
 from cluster.messages.control import BusyProject, Grant, Leaving, Remove, Revoke, Settle, Settled, WorkerStats
 from cluster.ticks import partition_of
-from coordinator.events import ProjectsChanged, ScaleRequested
+from coordinator import telling
+from coordinator.events import DrainRequested, ProjectsChanged, ScaleRequested
 from tests.coordinator.stage import START_MS, Stage, record, restarted
 
 NEW_ID = 777_777
@@ -175,6 +176,58 @@ def test_the_horizon_waits_for_new_projects(stage, acknowledged):
     assert stage.core.horizon_ms() == stage.now + 1
 
 
+def test_a_project_that_ended_before_any_mark_spoke_for_it_is_claimed(stage):
+    """Its owner may not have heard of it in time, and where the next owner resumes says nothing of it."""
+    owner = holder(stage)
+    stage.now += 100
+    since_ms = stage.now - 300
+    added(stage, since_ms=since_ms)
+    owner.obey()
+    stage.remove(NEW_ID)
+    until_ms = stage.now
+    assert (NEW_ID, since_ms, until_ms) in claims_of(owner)
+    owner.obey()
+    stage.die(owner)
+    assert (NEW_ID, since_ms, until_ms) in claims_of(holder(stage))
+    stage.later(3_000)
+    assert stage.core.horizon_ms() > until_ms
+
+
+def test_a_project_whose_interval_changed_before_any_mark_spoke_for_it_is_claimed(stage):
+    owner = holder(stage)
+    stage.now += 100
+    since_ms = stage.now - 300
+    added(stage, since_ms=since_ms)
+    stage.tell(ProjectsChanged([record(NEW_ID, interval_ms=2_000, since_ms=stage.now - 50)], []))
+    assert (NEW_ID, since_ms, stage.now - 50) in claims_of(owner)
+
+
+def test_a_project_its_owner_was_told_of_after_the_revoke_is_heard_of_by_the_next_owner(stage):
+    """It ignores what it is told of a partition it gave up; no mark of its own will ever speak for the project."""
+    loser, index = about_to_move(stage)
+    new_id = next(n for n in range(10_000, 10_000_000) if partition_of(n) == index)
+    added(stage, new_id)
+    loser.obey()
+    newcomer = holder(stage, index)
+    assert newcomer is not loser
+    assert grants_of(newcomer, index)[0].immediate == [new_id]
+    stage.later(3_000)
+    assert stage.core.horizon_ms() > stage.now - 2_000
+
+
+def test_how_far_everything_is_accounted_for_is_known_without_reading_projects(stage, monkeypatch):
+    """It is asked for several times a second, whatever number of projects is new."""
+    since_ms = stage.now - 200
+    added(stage, since_ms=since_ms)
+
+    def read(blob):
+        raise AssertionError(f"{blob} is decoded")
+
+    monkeypatch.setattr(telling, "decode_spec", read)
+    assert stage.core.horizon_ms() == since_ms
+    assert durable_mark(stage) == since_ms - 1
+
+
 # ---- marks that outlive everybody -----------------------------------------------------------------------------------
 
 
@@ -243,6 +296,27 @@ def test_a_durable_mark_lies_before_what_a_former_owner_has_still_to_commit(stag
     assert durable_mark(stage, index) == mark_ms, "ticks between mark and cut are with the former owner"
     released.beat()
     assert durable_mark(stage, index) == stage.now
+
+
+def test_the_horizon_waits_for_what_a_former_owner_took_over_and_has_still_to_commit(stage):
+    """Its marks don't know of that: it gave the partition up before it made one that speaks for it."""
+    stage.now += 1_000
+    survivor, dead = stage.living()
+    index = next(each for each in dead.held if stage.core.catalog.size(each))
+    mark_ms = stage.core.ownership.partitions[index].mark_ms
+    before = survivor.mark()
+    stage.die(dead)
+    survivor.obey()
+    restarted_one = stage.start(dead.name)
+    stage.later(400, beats=False)
+    stage.obey()
+    assert index in survivor.cuts
+    stage.now += 1_000
+    restarted_one.beat()
+    survivor.beat(before)
+    assert stage.core.horizon_ms() == mark_ms + 1
+    survivor.beat()
+    assert stage.core.horizon_ms() == stage.now + 1
 
 
 def test_a_durable_mark_lies_before_what_is_claimed_and_not_committed(stage):
@@ -321,6 +395,103 @@ def test_what_a_dead_worker_owed_is_claimed_by_the_owner_of_today(stage):
     stage.die(released)
     expected = {(n, mark_ms + 1, released.cuts[index].cut_ms + 1) for n in ids_of(stage, index)}
     assert expected <= set(claims_of(owner))
+
+
+def test_of_a_project_that_ended_since_it_is_claimed_too(stage):
+    released, index, mark_ms = moved(stage)
+    owner = holder(stage, index)
+    owner.obey()
+    ended_id = ids_of(stage, index)[0]
+    stage.now += 1_000
+    stage.remove(ended_id)
+    owner.obey()
+    stage.die(released)
+    assert (ended_id, mark_ms + 1, released.cuts[index].cut_ms + 1) in claims_of(owner)
+
+
+def drained(stage):
+    """worker-1 gives everything up to worker-2, and dies before what it did since its mark is committed.
+
+    Returns the owner, its mark of before it heard of that, and the claims it is told.
+    """
+    leaver, owner = stage.living()
+    mark_ms = stage.core.ownership.partitions[P].mark_ms
+    stage.now += 800
+    stage.tell(DrainRequested("worker-1"))
+    stage.obey()
+    assert not leaver.held
+    stage.now += 1_000
+    mark = owner.mark()
+    stage.die(leaver, restarting=False)
+    claims = {
+        (project_id, mark_ms + 1, cut.cut_ms + 1)
+        for index, cut in leaver.cuts.items()
+        for project_id in ids_of(stage, index)
+    }
+    assert claims
+    assert set(claims_of(owner)) == claims
+    return owner, mark, claims
+
+
+def first_of(claims):
+    return min(since_ms for _, since_ms, _ in claims)
+
+
+def test_the_horizon_waits_for_claims(stage):
+    owner, mark, claims = drained(stage)
+    owner.beat(mark)
+    assert stage.core.horizon_ms() == first_of(claims)
+    owner.obey()
+    owner.beat(mark)
+    assert stage.core.horizon_ms() == first_of(claims), "it heard of them after it made the mark"
+    stage.now += 1_000
+    owner.beat(lagging={P: stage.now - 500})
+    assert stage.core.horizon_ms() == stage.now - 500, "a mark that was made after it speaks for them"
+    assert durable_mark(stage) == stage.now - 501
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_claims_are_kept_until_an_owner_has_committed_them(stage, heard):
+    """However many owners die before."""
+    owner, mark, claims = drained(stage)
+    for _ in range(2):
+        if heard:
+            owner.obey()
+        owner.beat(mark)
+        stage.later(2_000, beats=False)
+        owner.beat(mark)
+        stage.die(owner)
+        owner = stage.start("worker-2")
+        owner.reach()
+        stage.later(400, beats=False)
+        assert claims <= set(claims_of(owner))
+        mark = owner.mark()
+    stage.obey()
+    stage.later(2_000)
+    assert stage.core.horizon_ms() > stage.now - 2_000
+    stage.later(2_000)
+    stage.die(owner)
+    owner = stage.start("worker-2")
+    stage.later(400, beats=False)
+    assert claims_of(owner) == [], "they are in the database"
+
+
+def test_claims_go_on_to_the_next_owner(stage):
+    """Who heard of them gives the partition up before it has committed them, and dies as well."""
+    owner, _, claims = drained(stage)
+    owner.obey()
+    stage.tell(ScaleRequested(2, None))
+    newcomer = stage.start("worker-1")
+    stage.later(400, beats=False)
+    stage.obey()
+    moved_on = {claim for claim in claims if partition_of(claim[0]) in newcomer.held}
+    assert moved_on
+    assert moved_on <= set(claims_heard(newcomer))
+    stage.now += 1_000
+    owner.beat()
+    assert stage.core.horizon_ms() == first_of(claims)
+    newcomer.beat()
+    assert stage.core.horizon_ms() == stage.now + 1
 
 
 def test_what_it_has_committed_since_is_not_claimed(stage):
