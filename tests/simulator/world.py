@@ -31,7 +31,7 @@ from cluster.messages.control import (
     WriterHeartbeat,
 )
 from cluster.messages.results import Batch, MissedRange, PollResult
-from cluster.project import ProjectSpec, encode_spec
+from cluster.project import ProjectSpec, decode_spec, encode_spec
 from cluster.ticks import first_tick_from, phase_ms
 from cluster.wal.format import Entry
 from coordinator import events as c
@@ -124,6 +124,17 @@ class Database:
 
     def set_back(self, snapshot: Snapshot) -> None:
         self.rows, self.missed, self.ledger = dict(snapshot.rows), list(snapshot.missed), dict(snapshot.ledger)
+        self.world.was_set_back = True
+
+    def explains(self, project_id: int, tick_ms: int) -> bool:
+        """Is there a row, or a missed range, for a tick?"""
+        row = self.rows.get((project_id, tick_ms))
+        return (row is not None and row.trigger == "tick") or any(
+            entry.project_id == project_id
+            and entry.first_tick_ms <= tick_ms <= entry.last_tick_ms
+            and (tick_ms - entry.first_tick_ms) % entry.interval_ms == 0
+            for entry in self.missed
+        )
 
     def behind(self, flush: wr.Flush) -> bool:
         return any(self.ledger.get(part.stream_id, 0) < part.base_seq for part in flush.parts)
@@ -211,6 +222,9 @@ class World:
         self._routes: dict[bytes, Process] = {}
         self.max_in_flight_seen = 0
         self.limit_before = 0
+        self.accounted_to = 0  # what the database was told; never goes back
+        self.overstated: list[str] = []
+        self.was_set_back = False  # since then the database lacks what it had, until it is sent again
         for n in range(projects):
             self.add_project(n + 1, interval_ms=self.random.choice([1_000, 1_000, 2_000, 5_000]))
         self.run_for(self.random.randrange(3_000))
@@ -524,7 +538,25 @@ class World:
         if process.alive:
             if not process.frozen:
                 self.durable = process.core.durable(self.clock_of(process))
+                self._account(process.core)
             self.after(1_000, lambda: self._save_state(process))
+
+    def _account(self, core: CoordinatorCore) -> None:
+        """The pulse: what the database is told is accounted for, is accounted for then, and not only in the end."""
+        horizon = core.horizon_ms()
+        if horizon is None or horizon <= self.accounted_to:
+            return
+        begin, self.accounted_to = self.accounted_to, horizon
+        if self.was_set_back:
+            return
+        for span in self.spans:
+            blob = core.catalog.blob(span.project_id)
+            if span.until is not None or blob is None or decode_spec(blob).since_ms != span.since:
+                continue  # the coordinator may not have heard of it, or of its end
+            for tick in due_ticks(span, horizon):
+                if tick >= begin and not self.database.explains(span.project_id, tick):
+                    story = _story(self, span.project_id, tick)
+                    self.overstated.append(f"{horizon}: project {span.project_id}: tick {tick} is not: {story}")
 
     def reload(self) -> None:
         """A full reload, as after a notification that said so."""
