@@ -36,11 +36,10 @@ from cluster.audit_counts import (
     count_rows_without_span,
     count_tick_rows,
     count_ticks,
-    milliseconds_of,
 )
 from cluster.database import DATABASE_ERRORS, Connection, describe
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.ticks import phase_ms
+from cluster.ticks import milliseconds_of, phase_ms
 
 PROJECTS_PER_CHUNK = 5_000
 TICKS_PER_STEP = 1_000_000  # due ticks counted by one statement: how often progress is made

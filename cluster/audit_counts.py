@@ -5,16 +5,12 @@ may be cut into pieces: every count is of single ticks, so the counts of the pie
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from cluster.database import Connection
 from cluster.histogram import BOUNDS_MS, BUCKETS, percentile
-from cluster.ticks import first_tick_from, last_tick_before, ticks_in
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+from cluster.ticks import first_tick_from, instant_of, last_tick_before, ticks_in
 
 
 class Account(msgspec.Struct):
@@ -205,8 +201,8 @@ async def count_ticks(
 ) -> None:
     """Add what is known of the ticks of these spans."""
     ids = [span.project_id for span in spans]
-    low = [at(span.low_ms) for span in spans]
-    high = [at(span.high_ms) for span in spans]
+    low = [instant_of(span.low_ms) for span in spans]
+    high = [instant_of(span.high_ms) for span in spans]
     intervals = [span.interval_ms for span in spans]
     phases = [span.phase for span in spans]
     for row in await conn.fetch(_POLLED, ids, low, high, intervals, phases, list(BOUNDS_MS)):
@@ -226,18 +222,10 @@ async def count_ticks(
 
 async def count_tick_rows(conn: Connection, ids: Sequence[int], since_ms: int | None, until_ms: int) -> dict[int, int]:
     """Rows with trigger ``tick`` by project, wherever they lie."""
-    since = None if since_ms is None else at(since_ms)
-    return {row["id"]: row["rows"] for row in await conn.fetch(_TICK_ROWS, ids, since, at(until_ms))}
+    since = None if since_ms is None else instant_of(since_ms)
+    return {row["id"]: row["rows"] for row in await conn.fetch(_TICK_ROWS, ids, since, instant_of(until_ms))}
 
 
 async def count_rows_without_span(conn: Connection, since_ms: int | None, until_ms: int) -> int:
-    since = None if since_ms is None else at(since_ms)
-    return int(await conn.fetchval(_ROWS_WITHOUT_SPAN, since, at(until_ms)))
-
-
-def milliseconds_of(instant: datetime) -> int:
-    return (instant - _EPOCH) // _MILLISECOND
-
-
-def at(instant_ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=instant_ms)
+    since = None if since_ms is None else instant_of(since_ms)
+    return int(await conn.fetchval(_ROWS_WITHOUT_SPAN, since, instant_of(until_ms)))

@@ -8,7 +8,6 @@ directly in SQL, as far as SQL can say them.
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -16,7 +15,7 @@ import msgspec
 import orjson
 
 from cluster.errors import InvalidInputError
-from cluster.ticks import UNIT_MS
+from cluster.ticks import UNIT_MS, milliseconds_of
 
 Unit = Literal["seconds", "minutes", "hours"]
 
@@ -48,8 +47,6 @@ _INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
     "h": (1, "hours"),
     "d": (24, "hours"),
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -190,7 +187,7 @@ def spec_from_row(row: Any) -> ProjectSpec:
         row["id"],
         row["url"],
         row["interval"] * UNIT_MS[row["unit"]],
-        0 if since is None else (since - _EPOCH) // _MILLISECOND,
+        0 if since is None else milliseconds_of(since),
         row["method"],
         () if headers is None else _header_pairs(headers),
         row["body"],

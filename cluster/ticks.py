@@ -8,11 +8,23 @@
 A tick belongs to a span [since, until) when since <= tick < until.
 """
 
+from datetime import UTC, datetime, timedelta
+
 from xxhash import xxh3_64_intdigest
 
 PARTITIONS = 4096
 _PARTITION_SHIFT = 64 - 12
 UNIT_MS = {"seconds": 1_000, "minutes": 60_000, "hours": 3_600_000}
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def milliseconds_of(instant: datetime) -> int:
+    return (instant - EPOCH) // _MILLISECOND
+
+
+def instant_of(instant_ms: int) -> datetime:
+    return EPOCH + instant_ms * _MILLISECOND
 
 
 def project_hash(project_id: int) -> int:

@@ -5,7 +5,6 @@ It reads and converts; when to read is ``ProjectSource``'s part.
 
 import logging
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import asyncpg
@@ -15,6 +14,7 @@ from cluster.database import Connection
 from cluster.errors import InvalidInputError
 from cluster.messages.control import EndedSpan, RemovedProject
 from cluster.project import SPEC_COLUMNS, encode_spec, spec_from_row
+from cluster.ticks import EPOCH, instant_of, milliseconds_of
 from coordinator.events import ProjectRecord
 from coordinator.throttle import ThrottledLog
 
@@ -22,8 +22,6 @@ QUERY_TIMEOUT_S = 30.0
 INVALID_KEPT_MAX = 1_000
 FIRST_ID = -(1 << 63)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
 _SELECT = f"""
     SELECT {_COLUMNS}, p.name,
@@ -126,7 +124,7 @@ async def fetch_ends(connection: Connection, ids: Sequence[int], now_ms: int) ->
     if not ids:
         return []
     ends = {
-        row["project_id"]: milliseconds(row["until"])
+        row["project_id"]: milliseconds_of(row["until"])
         for row in await connection.fetch(_ENDS, ids, timeout=QUERY_TIMEOUT_S)
         if row["until"] is not None
     }
@@ -135,14 +133,14 @@ async def fetch_ends(connection: Connection, ids: Sequence[int], now_ms: int) ->
 
 async def fetch_ended(connection: Connection, after_ms: int, last: EndedSpan | None, rows_max: int) -> list[EndedSpan]:
     """Spans that ended after an instant, in order of their key; those that follow ``last``."""
-    key = (FIRST_ID, _EPOCH) if last is None else (last.project_id, instant(last.since_ms))
-    rows = await connection.fetch(_ENDED, instant(after_ms), *key, rows_max, timeout=QUERY_TIMEOUT_S)
+    key = (FIRST_ID, EPOCH) if last is None else (last.project_id, instant_of(last.since_ms))
+    rows = await connection.fetch(_ENDED, instant_of(after_ms), *key, rows_max, timeout=QUERY_TIMEOUT_S)
     return [_ended(row) for row in rows]
 
 
 async def fetch_ended_of(connection: Connection, after_ms: int, ids: Sequence[int]) -> list[EndedSpan]:
     """Spans of these projects that ended after an instant."""
-    rows = await connection.fetch(_ENDED_OF, instant(after_ms), ids, timeout=QUERY_TIMEOUT_S)
+    rows = await connection.fetch(_ENDED_OF, instant_of(after_ms), ids, timeout=QUERY_TIMEOUT_S)
     return [_ended(row) for row in rows]
 
 
@@ -151,24 +149,18 @@ async def fetch_memory(connection: Connection) -> ClusterMemory:
     if row is None:
         return ClusterMemory(0, None)
     accounted_to = row["accounted_to"]
-    return ClusterMemory(row["epoch"], None if accounted_to is None else milliseconds(accounted_to))
+    return ClusterMemory(row["epoch"], None if accounted_to is None else milliseconds_of(accounted_to))
 
 
 async def write_progress(connection: Connection, horizon_ms: int | None, epoch: int, timeout_s: float) -> None:
-    accounted_to = None if horizon_ms is None else instant(horizon_ms)
+    accounted_to = None if horizon_ms is None else instant_of(horizon_ms)
     await connection.execute(_PULSE, accounted_to, epoch, timeout=timeout_s)
 
 
 def _ended(row: Any) -> EndedSpan:
-    return EndedSpan(row["project_id"], milliseconds(row["since"]), milliseconds(row["until"]), row["interval_ms"])
-
-
-def milliseconds(at: datetime) -> int:
-    return (at - _EPOCH) // _MILLISECOND
-
-
-def instant(at_ms: int) -> datetime:
-    return _EPOCH + at_ms * _MILLISECOND
+    return EndedSpan(
+        row["project_id"], milliseconds_of(row["since"]), milliseconds_of(row["until"]), row["interval_ms"]
+    )
 
 
 def monitoring_line(row: Any) -> str:

@@ -468,20 +468,20 @@ class ProjectSource:
             await self._attend()
             await self._journal.room()
             await asyncio.sleep(PACE * (time.monotonic() - began) if paced else 0)
-        for part in _parts(await self._unseen(seen), REFRESH_IDS):
+        for part in _parts(await self._not_shown(seen), REFRESH_IDS):
             applied += await self._refresh(part, names)
         self._tell(applied, names)
         return applied
 
-    async def _unseen(self, seen: "array[int]") -> list[int]:
+    async def _not_shown(self, seen: "array[int]") -> list[int]:
         """What the core holds and the table did not show.  As a rule nothing: then a million ids aren't compared."""
         if self._sink.project_count() == len(seen):
             return []
-        unseen = self._sink.project_ids()
+        held = self._sink.project_ids()
         for start in range(0, len(seen), SEEN_IDS):
             await asyncio.sleep(0)
-            unseen.difference_update(seen[start : start + SEEN_IDS])
-        return sorted(unseen)
+            held.difference_update(seen[start : start + SEEN_IDS])
+        return sorted(held)
 
     def _tell(self, applied: Applied, names: dict[int, str]) -> None:
         if len(applied) > LINES_MAX:

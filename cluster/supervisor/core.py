@@ -21,6 +21,7 @@ from typing import Literal
 
 import msgspec
 
+from cluster.messages.admin import WORKERS_MAX
 from cluster.messages.control import (
     CoordinatorHeartbeat,
     KillProcess,
@@ -45,7 +46,6 @@ HELLO_MS = 1_000
 SILENCE_MS = 10_000
 SILENCE_AT_START_MS = 60_000  # it may wait for a predecessor's lock
 SLEPT_MS = 3_000  # turned later than this: the supervisor itself was suspended, which proves nothing about others
-WORKERS_MAX = 256
 STOP_WORKERS_MS = 20_000  # on top of the grace period
 STOP_WRITER_MS = 35_000  # it has a grace of its own, and says what it could not commit
 STOP_LAST_MS = 10_000

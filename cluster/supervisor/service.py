@@ -31,7 +31,7 @@ from cluster.embedded import EmbeddedPostgres, cluster_database
 from cluster.errors import ClusterError
 from cluster.logs import LogSink, is_human, setup_supervisor
 from cluster.messages import control
-from cluster.runtime import orphans_end_within_s
+from cluster.runtime import EXIT_BUG, orphans_end_within_s
 from cluster.settings import Settings
 from cluster.supervisor.core import (
     CoordinatorSpoke,
@@ -59,7 +59,6 @@ from cluster.supervisor.process import ChildProcess
 ORPHANS_POLL_S = 0.1
 POSTGRES_CHECK_S = 1.0
 POSTGRES_RETRY_MAX_S = 10.0
-EXIT_BUG = 70
 CHATTY_LEVELS = frozenset({"error", "critical"})
 
 logger = logging.getLogger("cluster.supervisor")
