@@ -285,6 +285,8 @@ class Ticker:
                 self.upsert(spec, spec.id not in held.projects, now_ms)
             for span in ended:
                 self.account_ended(span, resume_after_ms, reason, now_ms)
+            self._keep_foreign(held, busy)
+            self.start_waiting(now_ms)
             return
         held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason)
         inherited = {entry.project_id: entry for entry in waiting}
@@ -470,6 +472,16 @@ class Ticker:
             if not running:
                 del self._foreign[project_id]
                 self._unbusy(project_id)
+
+    def _keep_foreign(self, held: HeldPartition, busy: list[BusyProject]) -> None:
+        """Of the polls at former owners only these run on: a ``Settle`` can be lost with the coordinator that had it."""
+        if not self._foreign:
+            return
+        running = {(entry.project_id, entry.until_ms) for entry in busy}
+        for project_id in held.projects.keys() & self._foreign.keys():
+            for until_ms in list(self._foreign[project_id]):
+                if (project_id, until_ms) not in running:
+                    self._foreign_ended(project_id, until_ms)
 
     def _unbusy(self, project_id: int) -> None:
         held = self.partitions.get(partition_of(project_id))

@@ -368,6 +368,17 @@ def test_a_settlement_that_is_old_news_is_ignored():
     assert new.advance(T + 1_000) != []
 
 
+def test_a_poll_elsewhere_that_a_new_session_does_not_list_has_ended():
+    """Its end was told to a coordinator that died; nobody says it again."""
+    still, over = BusyProject(A, NOW + 9_000), BusyProject(A, NOW + 8_000)
+    new = Actor("b")
+    new.grant([spec(A)], NOW, after=NOW, busy=[still, over])
+    new.grant([spec(A)], NOW, after=NOW, busy=[still])
+    assert new.advance(T) == []
+    new.grant([spec(A)], T + 10, after=NOW)
+    assert shown(new.advance(T + 1_000)) == [(A, T + 1_000, "tick")]
+
+
 def test_a_partition_that_comes_back_while_its_poll_still_runs():
     actor = begun()
     actor.advance(T)
