@@ -57,7 +57,7 @@ from writer.events import (
 from writer.stream import PendingBatch, Stream
 
 CREDIT_BYTES = 1 << 20
-AWAY_BYTES = 512 << 10  # decoded they take four times as much; the rest waits in the workers' WAL
+AWAY_BYTES = 256 << 10  # decoded they take four times as much; the rest waits in the workers' WAL
 SLOW_MS = 3_000  # an answer that takes longer is not waited for with more and more in memory
 FLUSH_MS = 100
 FLUSH_ROWS = 20_000
