@@ -55,7 +55,7 @@ from worker.events import (
     WalWritten,
     WriterSaid,
 )
-from worker.link import HELLO_AGAIN_MS, CoordinatorLink, Verdict
+from worker.link import CoordinatorLink, Verdict
 from worker.missed import GIVEN_UP_MAX, UNKNOWN_INTERVAL_MS, GivenUpLog, MissedLog, given_up
 from worker.outbox import Mark, Outbox
 from worker.ticker import Ticker
@@ -263,7 +263,7 @@ class WorkerCore:
     # ---- the coordinator ------------------------------------------------------------------------------------------
 
     def _say_hello(self, now_ms: int) -> Effect:
-        self.link.hello_at_ms = now_ms + HELLO_AGAIN_MS
+        self.link.say_hello(now_ms)
         held = [
             HeldPartition(index, held.epoch, held.resume_after_ms) for index, held in self.ticker.partitions.items()
         ]
@@ -282,7 +282,7 @@ class WorkerCore:
     def _on_coordinator(self, message: ToWorker, now_ms: int) -> list[Effect]:
         match message:
             case WhoAreYou():
-                return [self._say_hello(now_ms)]
+                return [] if self.link.just_said_hello(now_ms) else [self._say_hello(now_ms)]
             case Retire():
                 if not self.ticker.partitions:
                     self._begin_stop(now_ms)

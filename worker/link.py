@@ -11,6 +11,7 @@ import msgspec
 from cluster.messages.control import Ack, Reset, Resync, ToCoordinator
 
 HELLO_AGAIN_MS = 1_000
+HELLO_ONCE_MS = 100  # a new coordinator asks who we are for each message that comes before our hello
 RESYNC_AGAIN_MS = 1_000
 
 
@@ -27,12 +28,20 @@ class CoordinatorLink:
         self.seq = 0
         self.epoch = 0
         self.hello_at_ms = now_ms
+        self._said_hello_ms: int | None = None  # not answered yet
         self._resync_at_ms = 0
         self.refused = 0
 
     @property
     def introduced(self) -> bool:
         return self.session > 0
+
+    def say_hello(self, now_ms: int) -> None:
+        self._said_hello_ms = now_ms
+        self.hello_at_ms = now_ms + HELLO_AGAIN_MS
+
+    def just_said_hello(self, now_ms: int) -> bool:
+        return self._said_hello_ms is not None and now_ms - self._said_hello_ms < HELLO_ONCE_MS
 
     def accept(self, message: msgspec.Struct, session: int, seq: int, epoch: int | None) -> Verdict:
         if isinstance(message, Reset):
@@ -42,6 +51,7 @@ class CoordinatorLink:
             if session == self.session:
                 return Verdict.REPEATED
             self.session, self.seq, self.epoch = session, seq, epoch or 0
+            self._said_hello_ms = None
             return Verdict.APPLY
         if session != self.session:
             self.refused += 1

@@ -474,7 +474,7 @@ class Ticker:
                 self._unbusy(project_id)
 
     def _keep_foreign(self, held: HeldPartition, busy: list[BusyProject]) -> None:
-        """Of the polls at former owners only these run on: a ``Settle`` can be lost with the coordinator that had it."""
+        """Of the polls at former owners only these run on: a ``Settle`` is lost with a coordinator that dies."""
         if not self._foreign:
             return
         running = {(entry.project_id, entry.until_ms) for entry in busy}

@@ -29,7 +29,7 @@ from tests.worker.play import GRACE_MS, OTHER, SESSION, A, B, C, Play, of
 from tests.worker.stage import IDS, START_MS, P, spec, tick_after
 from worker.core import COMMIT_MAX_MS
 from worker.events import AdoptedStream, PollsAborted, StopRedirects, StreamsAdopted
-from worker.link import HELLO_AGAIN_MS
+from worker.link import HELLO_AGAIN_MS, HELLO_ONCE_MS
 from worker.outbox import SEAL_MS, WRITE_AGAIN_MS
 
 
@@ -59,6 +59,23 @@ def test_asked_who_it_is_it_names_what_it_holds_and_the_slice_it_works_by(play):
     (hello,) = of(Hello, play.heard())
     assert [(held.partition, held.epoch) for held in hello.held] == [(P, 1)]
     assert hello.slice == 10
+
+
+def test_asked_twice_before_an_answer_it_says_hello_once(play):
+    """A hello that it need not have said would have everything told anew once more."""
+    play.joined(spec(A))
+    play.later(1_000)
+    play.heard()
+    play.tell(WhoAreYou())
+    play.later(HELLO_ONCE_MS - 1)
+    play.tell(WhoAreYou())
+    assert len(of(Hello, play.heard())) == 1
+    play.later(1)
+    play.tell(WhoAreYou())
+    assert len(of(Hello, play.heard())) == 1
+    play.reset(session=play.session + 1)
+    play.tell(WhoAreYou())
+    assert len(of(Hello, play.heard())) == 1
 
 
 def test_a_slice_that_is_not_reached_yet_is_not_hidden(play):
