@@ -31,6 +31,7 @@ from cluster.wal.quarantine import Quarantine
 from cluster.wal.reader import DamageLedger
 from cluster.wal.recovery import recover
 from cluster.wal.segment import remove_file
+from cluster.wal.syncer import sync_directory
 
 __all__ = ["StreamInfo", "WalDirectory", "list_streams"]
 
@@ -146,7 +147,7 @@ class WalDirectory:
                 )
                 log.settle(lock_fd)
                 for parent in parents:
-                    _make_listed(parent)
+                    sync_directory(parent)
             except WalError as error:
                 self._say(log.path, str(error))
             except OSError as error:
@@ -297,15 +298,6 @@ class WalDirectory:
         with self._lock:
             self._logs = [*self._logs, log]
         return log
-
-
-def _make_listed(parent: Path) -> None:
-    """What was made in it outlives a loss of power."""
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _lock(path: Path) -> int | None:

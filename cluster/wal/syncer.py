@@ -113,7 +113,7 @@ class Syncer:
         unsafe_parents = []
         for parent in parents:
             try:
-                _sync_directory(parent)
+                sync_directory(parent)
             except OSError as error:
                 unsafe_parents.append(parent)
                 failure = WalError.of(error, "fsync", parent)
@@ -266,7 +266,8 @@ def _reopen(segment: Segment) -> int:
     return os.dup(segment.fd) if segment.fd is not None else open_for_reading(segment.path)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """What was made in it outlives a loss of power."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
