@@ -10,6 +10,7 @@ It decides nothing about results (see core.py), and knows no SQL (see store.py).
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import uuid
@@ -198,7 +199,9 @@ class WriterService:
                     assert_never(operation)
         except StoreError as error:
             self._last_error = str(error)
-            return DatabaseFailed(error.kind, str(error))
+            failed = DatabaseFailed(error.kind, str(error))
+        gc.collect()  # each failed connect leaves some 100 KiB in cycles, and an outage has many
+        return failed
 
     async def _note_ended(self) -> None:
         stream_ids = list(self._ended)
