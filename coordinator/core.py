@@ -383,7 +383,7 @@ class CoordinatorCore:
             self.slices.joined(member.name, hello.slice)
             for cut in hello.released:  # a former coordinator knew what it still owes for these
                 mark_ms = self._restored_marks[cut.partition] if self._restored_marks else None
-                member.released(cut, mark_ms, now_ms)
+                member.released(cut, _later(mark_ms, cut.resume_after_ms), now_ms)
         if member.peer is not None:
             self._peers.pop(member.peer, None)
         self._peers[peer] = member.name
@@ -580,12 +580,19 @@ class CoordinatorCore:
         return effects + self._placement.plan(now_ms)
 
     def _claim_what_nobody_owes(self, now_ms: int) -> None:
-        """Between the mark and where the owner took over, a former owner answers; one that is dead no more."""
+        """Between the mark and where the owner took over, former owners answer; those that are dead no more.
+
+        Each that lives answers from where it had taken over itself.
+        """
         for index, resume_ms in self._taken_over.items():
             mark_ms = self.ownership.partitions[index].mark_ms
             debts = [member.debts[index] for member in self.members.values() if index in member.debts]
-            if resume_ms > (mark_ms or 0) and all(debt.cut_ms < resume_ms for debt in debts):
-                self._teller.settle_debts({index: Debt(mark_ms, resume_ms)}, [], now_ms)
+            until_ms = resume_ms  # nobody answers for the ticks up to it
+            for debt in sorted(debts, key=lambda debt: debt.cut_ms, reverse=True):
+                if debt.cut_ms >= until_ms:
+                    until_ms = min(until_ms, debt.after_ms or 0)
+            if until_ms > (mark_ms or 0):
+                self._teller.settle_debts({index: Debt(mark_ms, until_ms)}, [], now_ms)
         self._taken_over.clear()
 
     # ---- requests -------------------------------------------------------------------------------------------------
@@ -655,3 +662,9 @@ class CoordinatorCore:
         for member in self.members.values():
             for index in member.grants:
                 assert self.ownership.partitions[index].owner in (None, member.name), (index, member)
+
+
+def _later(mark_ms: int | None, resume_after_ms: int | None) -> int | None:
+    """The later of two instants up to which somebody else has committed, or is to commit, every tick."""
+    known = [each for each in (mark_ms, resume_after_ms) if each is not None]
+    return max(known, default=None)

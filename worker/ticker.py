@@ -340,7 +340,7 @@ class Ticker:
         self._tidy()
         self.start_waiting(now_ms)
         cut_ms = self.stopped_at_ms if self.stopped else now_ms
-        return Cut(partition, held.epoch, cut_ms, waiting=waiting, busy=busy)
+        return Cut(partition, held.epoch, cut_ms, waiting=waiting, busy=busy, resume_after_ms=held.resume_after_ms)
 
     def upsert(self, spec: ProjectSpec, immediate: bool, now_ms: int) -> None:
         """A project is new or has changed; ignored when its partition isn't held."""

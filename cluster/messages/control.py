@@ -44,7 +44,8 @@ class BusyProject(msgspec.Struct, array_like=True, frozen=True):
 class Cut(msgspec.Struct, frozen=True):
     """How far a released partition was brought: every tick <= cut_ms is started, counted missed, or in ``waiting``.
 
-    ``cut_ms`` None: the worker neither holds the partition nor remembers having held it.
+    ``cut_ms`` None: the worker neither holds the partition nor remembers having held it.  ``resume_after_ms``: as it
+    was granted; what lies before is for former owners to commit.
     """
 
     partition: PartitionIndex
@@ -53,6 +54,7 @@ class Cut(msgspec.Struct, frozen=True):
     waiting: list[WaitingPoll] = []
     busy: list[BusyProject] = []
     fresh: bool = True  # held until now; False: remembered
+    resume_after_ms: int | None = None
 
 
 class EndedSpan(msgspec.Struct, array_like=True, frozen=True):

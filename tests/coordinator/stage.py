@@ -153,6 +153,7 @@ class PlayedWorker:
                 epoch,
                 self.stage.now,
                 busy=[each for each in self.busy if partition_of(each.project_id) == index],
+                resume_after_ms=self.resume.get(index, (None,))[0],
             )
             if (epoch := self.held.pop(index, None)) is not None
             else Cut(index, 0, None)

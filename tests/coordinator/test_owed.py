@@ -3,7 +3,7 @@ remembered when everybody dies at once."""
 
 import pytest
 
-from cluster.messages.control import BusyProject, Grant, Leaving, Remove, Revoke, Settle, Settled, WorkerStats
+from cluster.messages.control import BusyProject, Cut, Grant, Leaving, Remove, Revoke, Settle, Settled, WorkerStats
 from cluster.ticks import partition_of
 from coordinator import telling
 from coordinator.events import DrainRequested, ProjectsChanged, ScaleRequested
@@ -676,3 +676,20 @@ def test_who_took_over_where_the_mark_is_owes_nothing(stage):
     owner.heard.clear()
     gathered(stage, without=[released])
     assert [claim for claim in claims_heard(owner) if partition_of(claim[0]) == index] == []
+
+
+def test_a_former_owner_that_lives_answers_only_from_where_it_had_taken_over_itself(stage):
+    """Z had it until +4 s and is dead, A until +8 s, its owner of today since; nothing was committed meanwhile."""
+    owner = holder(stage)
+    former = next(worker for worker in stage.living() if worker is not owner)
+    mark_ms = stage.now
+    owner.resume[P] = (mark_ms + 8_000, "handover")
+    former.cuts[P] = Cut(P, owner.held[P] - 1, mark_ms + 8_000, fresh=False, resume_after_ms=mark_ms + 4_000)
+    owner.heard.clear()
+    stage.now += 10_000
+    successor = gathered(stage)
+    claims = {claim for claim in claims_heard(owner) if partition_of(claim[0]) == P}
+    assert claims == {(n, mark_ms + 1, mark_ms + 4_001) for n in ids_of(stage, P)}
+    successor.die(former)
+    claims = {claim for claim in claims_heard(owner) if partition_of(claim[0]) == P} - claims
+    assert claims == {(n, mark_ms + 4_001, mark_ms + 8_001) for n in ids_of(stage, P)}
