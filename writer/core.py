@@ -489,6 +489,9 @@ class WriterCore:
             self._operation = "flush"
             self._flush = self._gather()
             effects.append(CommitFlush(self._flush))
+        elif self._error:  # only an answer ends the failure, though whoever waited for it has gone
+            self._operation = "load"
+            effects.append(LoadLedger([]))
 
     def _flush_is_due(self, now_ms: int) -> bool:
         if self._oldest_waiting_ms is None:

@@ -350,6 +350,18 @@ def test_a_worker_that_says_hello_again_while_the_database_is_away_is_welcomed_w
     assert play.sent() == [(b"p", StreamWelcome(S1, 1, CREDIT_BYTES))]
 
 
+def test_a_database_that_nobody_waits_for_any_more_is_still_asked_whether_it_is_back():
+    play = Play().welcomed().hello(b"q", S2, "worker-2")
+    play.tell(PeerUnreachable(b"q")).pass_ms(IDLE_MS + 20_000)
+    assert play.core.view(play.now).streams == 0
+    play.hello().take()
+    play.tell(DatabaseFailed("retry", "no database")).tell(PeerUnreachable(b"p")).pass_ms(IDLE_MS + 20_000)
+    play.tell(DatabaseFailed("retry", "no database")).pass_ms(RETRY_MAX_MS)
+    [asked] = play.take(LoadLedger)[-1:]
+    play.tell(LedgerLoaded(dict.fromkeys(asked.stream_ids, 0)))
+    assert play.core.view(play.now).state == "running"
+
+
 def test_a_batch_larger_than_what_is_kept_meanwhile_passes_when_nothing_waits():
     play = Play().hello()
     play.tell(DatabaseFailed("retry", "no database")).pass_ms(200).tell(LedgerLoaded({S1: 0}))
