@@ -11,6 +11,7 @@ from probe_scripts import WAIT_S, Names, RawServer, Script, check, spec
 
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, Prober, probe
+from worker.probe.lean_engine import LeanProber
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -49,14 +50,14 @@ def names() -> Names:
     return Names()
 
 
-@pytest.fixture(params=["aiohttp"])
+@pytest.fixture(params=["lean", "aiohttp"])
 async def make_prober(request, authority, names) -> AsyncIterator[Callable[..., Prober]]:
     made = []
 
     def make(**options: object) -> Prober:
         tls = ssl.create_default_context()
         authority.configure_trust(tls)
-        engine = {"aiohttp": AiohttpProber}[request.param]
+        engine = {"lean": LeanProber, "aiohttp": AiohttpProber}[request.param]
         prober = engine(**{"body_limit_bytes": 1 << 20, "lookup": names, "tls": tls, **options})
         made.append(prober)
         return prober

@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 
 import pytest
-from probe_scripts import WAIT_S, Peer, answer, check, redirect, spec, until
+from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
 
-from worker.probe.connection import IdlePool
 from worker.probe.interface import probe
+from worker.probe.pool import IdlePool
 from worker.probe.request import Origin
 
 # ---- keep-alive ---------------------------------------------------------------------------------------------------
@@ -267,6 +268,50 @@ async def test_ipv6(serve, poll):
     assert server.requests[0].header("Host") == f"[::1]:{server.port}"
 
 
+@pytest.mark.parametrize("secure", [False, True])
+async def test_of_several_addresses_one_that_answers_is_taken(serve, make_prober, server_tls, secure):
+    def two(host, port):
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+            for address in ("127.0.0.9", "127.0.0.1")
+        ]
+
+    server = await serve(answer(), server_tls if secure else None)
+    prober = make_prober(lookup=two)
+    outcome = await probe(prober, spec(server.url("/", "good.test")))
+    check(outcome)
+    assert (outcome.status, outcome.remote_address) == ("success", "127.0.0.1")
+    assert outcome.connect_ms > 0
+    assert (outcome.tls_ms is not None) is secure
+    assert (await probe(prober, spec(server.url("/", "good.test")))).connection_reused
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_several_addresses_and_none_answers(make_prober, secure):
+    def two(host, port):
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+            for address in ("127.0.0.9", "127.0.0.8")
+        ]
+
+    outcome = await probe(make_prober(lookup=two), spec(f"http{'s' if secure else ''}://good.test:{free_port()}/"))
+    check(outcome)
+    assert outcome.error_code == "connect_refused"
+
+
+async def test_the_address_is_where_the_connection_leads(serve, poll):
+    server = await serve(answer())
+    outcome = await poll(f"http://0.0.0.0:{server.port}/")
+    assert (outcome.status, outcome.remote_address) == ("success", "127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "good.test"])
+async def test_a_secure_port_where_nothing_listens(poll, host):
+    outcome = await poll(f"https://{host}:{free_port()}/")
+    assert outcome.error_code == "connect_refused"
+    assert (outcome.connect_ms, outcome.tls_ms, outcome.remote_address) == (None, None, None)
+
+
 # ---- cancelling and closing ---------------------------------------------------------------------------------------
 
 
@@ -390,7 +435,7 @@ async def test_an_error_in_done_reaches_the_loop(serve, prober):
     assert prober.in_flight == 0
 
 
-# ---- the pool of the aiohttp engine -------------------------------------------------------------------------------
+# ---- the pool -------------------------------------------------------------------------------
 
 
 class Idle:
@@ -399,11 +444,8 @@ class Idle:
     def __init__(self, host: str = "h", opened_at: float = 0.0) -> None:
         self.origin = Origin("http", host, 80)
         self.opened_at = opened_at
-        self.alive = True
+        self.keep = True
         self.discarded = False
-
-    def reusable(self) -> bool:
-        return self.alive
 
     def discard(self) -> None:
         self.discarded = True
@@ -435,7 +477,7 @@ def test_idle_too_long_or_dead_is_closed():
     pool.give(stale, 0.0)
     pool.give(dead, 5.0)
     pool.give(fresh, 5.0)
-    dead.alive = False
+    dead.keep = False
     pool.expire(10.0)
     assert (stale.discarded, dead.discarded, fresh.discarded) == (True, True, False)
     assert pool.drain() == [fresh]
@@ -458,6 +500,6 @@ def test_the_dead_are_not_handed_out():
     good, dead = Idle(), Idle()
     pool.give(good, 0.0)
     pool.give(dead, 0.0)
-    dead.alive = False
+    dead.keep = False
     assert pool.take(good.origin, 1.0) is good
     assert dead.discarded

@@ -284,6 +284,23 @@ async def test_an_answer_before_the_request_is_through(serve, poll):
     assert (outcome.status, outcome.status_code) == ("success", 413)
 
 
+async def test_a_connection_whose_request_is_not_through_is_not_used_again(serve, poll):
+    async def script(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.transport.pause_reading()
+        peer.send(answer(413, b"too large"))
+        await over.wait()
+        peer.writer.transport.resume_reading()
+        await peer.gone()
+
+    over = asyncio.Event()
+    server = await serve(script)
+    outcome = await poll(server.url(), method="POST", body="x" * 20_000_000, expected_status="413")
+    over.set()
+    assert (outcome.status, outcome.status_code) == ("success", 413)
+    await until(lambda: server.open == 0)
+
+
 # ---- the body limit -----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from unittest.mock import AsyncMock
 
-import aiohappyeyeballs
 import pytest
 import trustme
 from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
@@ -237,6 +236,32 @@ async def test_what_is_not_http(serve, poll, sent):
     assert f"127.0.0.1:{server.port}" in outcome.error_message
 
 
+@pytest.mark.parametrize(
+    ("sent", "fault"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "bad status line"),
+        (b"HTTP/1.1 2x0 OK\r\n\r\n", "bad status line"),
+        (b"HTTP/7.1 200 OK\r\n\r\n", "bad status line"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n", "invalid character in content-length"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000 + b"\r\n\r\n", "a line of more than 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000, "a line of more than 65536 bytes"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: v\r\n" * 1_001 + b"\r\n", "too many headers received"),
+        (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n", r"invalid http header: b'a\x00b'"),
+    ],
+    ids=range(8),
+)
+async def test_what_is_not_http_is_said_in_the_same_words(serve, poll, sent, fault):
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.send(sent)
+        await peer.gone()
+
+    server = await serve(script)
+    outcome = await poll(server.url())
+    assert outcome.error_message == f"127.0.0.1:{server.port} sent no valid HTTP answer: {fault}"
+    assert outcome.status_code is None
+
+
 async def test_a_body_that_breaks_later(serve, poll):
     async def script(peer: Peer) -> None:
         await peer.request()
@@ -412,20 +437,13 @@ async def test_idle_connections_make_room_when_descriptors_run_out(serve, prober
         assert server.connections == len(outcomes)
 
 
-async def test_room_is_made_once(make_prober, monkeypatch):
-    tried = []
-
-    async def none_left(*_args, **_options):
-        tried.append(1)
-        raise OSError(errno.ENFILE, "x")
-
-    monkeypatch.setattr(aiohappyeyeballs, "start_connection", none_left)
-    prober = make_prober()
-    monkeypatch.setattr(prober, "_close_pooled", made_room := AsyncMock(return_value=True))
-    outcome = await probe(prober, spec("http://127.0.0.1:9/"))
+async def test_room_is_made_once(make_prober):
+    prober = make_prober(make_room=(made_room := AsyncMock(return_value=True)))
+    with no_descriptors_left():
+        outcome = await probe(prober, spec("http://127.0.0.1:9/"))
     assert (outcome.status, outcome.error_code) == ("unknown", "local")
-    assert "ENFILE" in outcome.error_message
-    assert (len(tried), made_room.await_count) == (2, 1)
+    assert "EMFILE" in outcome.error_message
+    assert made_room.await_count == 1
 
 
 async def test_a_time_out_noticed_late_is_our_own_fault(serve, poll):

@@ -15,19 +15,21 @@ import logging
 import ssl
 import time
 from collections.abc import Collection
+from functools import partial
 
 from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.project import ProjectSpec
-from worker.probe.connection import Connection, IdlePool
+from worker.probe.connection import Connection
 from worker.probe.connector import Connector
 from worker.probe.errors import ProbeError, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.lookup_threads import Lookup
+from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
@@ -38,8 +40,6 @@ from worker.probe.request import (
 from worker.probe.resolver import system_lookup
 
 INFORMATIONAL_MAX = 32
-SWEEP_S = 5.0
-CLOSE_WAIT_S = 1.0
 CACHED_REQUESTS_MAX = 4_096
 CACHED_REQUEST_MAX_BYTES = 8_192
 
@@ -47,7 +47,10 @@ logger = logging.getLogger("worker.probe")
 
 
 class AiohttpProber:
-    """See ``interface.Prober``.  To be made inside a running loop; ``lookup`` and ``tls`` default to the system's."""
+    """See ``interface.Prober``.  To be made inside a running loop; ``lookup`` and ``tls`` default to the system's.
+
+    ``make_room``: closes connections that nobody needs when descriptors run out; default: this engine's own.
+    """
 
     def __init__(
         self,
@@ -55,20 +58,20 @@ class AiohttpProber:
         body_limit_bytes: int,
         lookup: Lookup = system_lookup,
         tls: ssl.SSLContext | None = None,
-        pool: IdlePool | None = None,
+        pool: IdlePool[Connection] | None = None,
+        make_room: MakeRoom | None = None,
     ) -> None:
         self._body_limit_bytes = body_limit_bytes
         self._loop = asyncio.get_running_loop()
-        self._connector = Connector(lookup, tls, self._close_idle)
-        self._pool = IdlePool() if pool is None else pool
+        self._kept = KeptConnections(pool)
+        self.make_room = self._kept.make_room
+        self._connector = Connector(partial(Connection, self._loop), lookup, tls, make_room or self.make_room)
         self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
-        self._closing_idle: asyncio.Task[bool] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<AiohttpProber {len(self._tasks)} in flight, {len(self._pool)} idle connections>"
+        return f"<AiohttpProber {len(self._tasks)} in flight, {len(self._kept)} idle connections>"
 
     @property
     def in_flight(self) -> int:
@@ -98,31 +101,8 @@ class AiohttpProber:
         self.cancel_all()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
-        if self._sweep is not None:
-            self._sweep.cancel()
         self._connector.close()
-        if self._closing_idle is not None:
-            await self._closing_idle
-        await self._close_pooled()
-
-    async def _close_pooled(self) -> bool:
-        """Close all that wait for a next request; False: there were none."""
-        pooled = self._pool.drain()
-        closing = []
-        for connection in pooled:
-            closed = connection.closed
-            connection.discard()
-            if closed is not None:
-                closing.append(closed)
-        if closing:
-            await asyncio.wait(closing, timeout=CLOSE_WAIT_S)
-        return bool(pooled)
-
-    async def _close_idle(self) -> bool:
-        """For the connector; polls that lack descriptors at the same time wait for the same connections to close."""
-        if self._closing_idle is None or self._closing_idle.done():
-            self._closing_idle = self._loop.create_task(self._close_pooled())
-        return await asyncio.shield(self._closing_idle)
+        await self._kept.close()
 
     # ---- the life of a poll -----------------------------------------------------------------------------------------
 
@@ -174,7 +154,7 @@ class AiohttpProber:
             origin = request.target.origin
             poll.peer = str(origin)
             _expect_to_go_on(poll)
-            connection = None if only_new else self._pool.take(origin, time.monotonic())
+            connection = None if only_new else self._kept.take(origin, time.monotonic())
             reused = connection is not None
             if connection is None:
                 poll.needed_connection = True
@@ -207,14 +187,14 @@ class AiohttpProber:
             if location and spec.follow_redirects and message.code not in expected:
                 request = self._redirect(poll, own, request, message.code, location)
                 poll.connection = None
-                self._give(connection)  # what is left of that body is not worth waiting for
+                self._kept.give(connection, time.monotonic())  # what is left of that body is not worth waiting for
                 continue
 
             await self._read_body(poll, connection, payload, message)
             ended_at = time.monotonic()
             poll.transfer_s = ended_at - first_byte_at
             poll.connection = None
-            self._give(connection)
+            self._kept.give(connection, time.monotonic())
             return poll.complete(ended_at, expected)
 
     def _request(self, spec: ProjectSpec) -> HttpRequest:
@@ -260,18 +240,6 @@ class AiohttpProber:
             # A body that only the end of the connection delimits, and the end was none.
             raise from_lost(connection.lost_error, poll.peer, f"after {size} body bytes")
         poll.size_bytes = min(size, self._body_limit_bytes)
-
-    def _give(self, connection: Connection) -> None:
-        """Keep the connection for a next request; one with an unfinished answer on it is closed instead."""
-        self._pool.give(connection, time.monotonic())
-        if self._sweep is None and len(self._pool):
-            self._sweep = self._loop.call_later(SWEEP_S, self._sweep_idle)
-
-    def _sweep_idle(self) -> None:
-        self._sweep = None
-        self._pool.expire(time.monotonic())
-        if len(self._pool):
-            self._sweep = self._loop.call_later(SWEEP_S, self._sweep_idle)
 
 
 def _expect_to_go_on(poll: PollInFlight) -> None:

@@ -1,10 +1,8 @@
-"""One HTTP/1.1 connection on aiohttp's response protocol, and the idle ones that wait for their next request.
+"""One HTTP/1.1 connection on aiohttp's response protocol.
 
 A ``Connection`` adds to aiohttp's parser and flow control what a result must say exactly: when the request's last byte
 left, when the first byte of the answer came, and how the connection ended.  It is written to directly; aiohttp's
 session, its header defaults, retries and redirects take no part.
-
-``IdlePool`` is a plain data structure with limits: how many wait, how long, how old.  It opens nothing.
 """
 
 import asyncio
@@ -16,6 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpResponseParser, RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
+from worker.probe.connector import Openable
 from worker.probe.request import Origin
 
 HEAD_LINE_MAX_BYTES = 65_536
@@ -25,13 +24,9 @@ READ_BUFFER_BYTES = 65_536
 
 Answer = tuple[RawResponseMessage, StreamReader]
 
-IDLE_S = 65.0
-IDLE_MAX = 2_000
-AGE_MAX_S = 300.0  # then the host's name is looked up again
 
-
-class Connection(ResponseHandler):
-    """Made by ``loop.create_connection``; ``opened_at`` is when it could carry a request (monotonic seconds)."""
+class Connection(ResponseHandler, Openable):
+    """Made by ``loop.create_connection``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin) -> None:
         super().__init__(loop)
@@ -165,8 +160,9 @@ class Connection(ResponseHandler):
             return None
         return (message, payload) if payload.is_eof() else None
 
-    def reusable(self) -> bool:
-        return self.is_connected() and not self.should_close
+    @property
+    def keep(self) -> bool:
+        return self.is_connected() and not self.should_close and not self.writing_paused
 
     def discard(self) -> None:
         """Close without ceremony."""
@@ -177,60 +173,3 @@ def _fault(error: HttpProcessingError, cause: BaseException | None) -> str:
     if isinstance(cause, LineTooLong):
         return f"a line of more than {HEAD_LINE_MAX_BYTES} bytes"
     return error.message.partition("\n")[0].rstrip(":").lower() or "malformed"
-
-
-class IdlePool:
-    """Connections between two requests, the most recently used first in line.  Time is an argument (monotonic s)."""
-
-    def __init__(self, idle_max: int = IDLE_MAX, idle_s: float = IDLE_S, age_max_s: float = AGE_MAX_S) -> None:
-        self._idle_max = idle_max
-        self._idle_s = idle_s
-        self._age_max_s = age_max_s
-        self._by_origin: dict[Origin, list[Connection]] = {}
-        self._since: dict[Connection, float] = {}  # in the order in which they became idle
-
-    def __len__(self) -> int:
-        return len(self._since)
-
-    def take(self, origin: Origin, now: float) -> Connection | None:
-        waiting = self._by_origin.get(origin)
-        while waiting:
-            connection = waiting.pop()
-            del self._since[connection]
-            if not waiting:
-                del self._by_origin[origin]
-            if connection.reusable() and now - connection.opened_at < self._age_max_s:
-                return connection
-            connection.discard()
-        return None
-
-    def give(self, connection: Connection, now: float) -> None:
-        """Keep a connection whose exchange is complete; over the limit, the one idle longest goes."""
-        if not connection.reusable() or now - connection.opened_at >= self._age_max_s or self._idle_max == 0:
-            connection.discard()
-            return
-        if len(self._since) >= self._idle_max:
-            self._drop(next(iter(self._since)))
-        self._by_origin.setdefault(connection.origin, []).append(connection)
-        self._since[connection] = now
-
-    def expire(self, now: float) -> None:
-        """Close those idle for too long, and forget those their peer has closed."""
-        for connection, since in list(self._since.items()):
-            if now - since >= self._idle_s or not connection.reusable():
-                self._drop(connection)
-
-    def drain(self) -> list[Connection]:
-        """Take out all that wait."""
-        waiting = list(self._since)
-        self._since.clear()
-        self._by_origin.clear()
-        return waiting
-
-    def _drop(self, connection: Connection) -> None:
-        del self._since[connection]
-        waiting = self._by_origin[connection.origin]
-        waiting.remove(connection)
-        if not waiting:
-            del self._by_origin[connection.origin]
-        connection.discard()

@@ -4,10 +4,9 @@ An engine fills it in phase by phase; whichever way the poll ends, what was meas
 """
 
 import time
-from typing import Literal
+from typing import Literal, Protocol
 
 from cluster.project import ProjectSpec
-from worker.probe.connection import Connection
 from worker.probe.errors import ProbeError
 from worker.probe.interface import OnOutcome, ProbeOutcome
 
@@ -16,53 +15,44 @@ LATE_MAX_S = 0.5  # a time-out noticed later than this tells of our loop, not of
 Phase = Literal["lookup", "connect", "handshake", "send", "wait", "body"]
 
 
+class PollConnection(Protocol):
+    """As much of a connection as a poll looks at."""
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the request's last byte left, None before that."""
+
+    def discard(self) -> None: ...
+
+
 class PollInFlight:
     """One poll in flight: what is known so far."""
 
-    __slots__ = (
-        "connect_s",
-        "connection",
-        "dns_s",
-        "done",
-        "dropped",
-        "expired",
-        "first_byte_s",
-        "hops",
-        "late_s",
-        "needed_connection",
-        "peer",
-        "phase",
-        "remote_address",
-        "size_bytes",
-        "spec",
-        "started_at",
-        "status_code",
-        "stay",
-        "tls_s",
-        "transfer_s",
-    )
+    __slots__ = ("__dict__", "connection", "done", "needed_connection", "peer", "spec", "started_at")
+
+    # What most polls never learn is a default of the class.
+    expired = False
+    dropped = False
+    stay = False  # no redirect is followed any more
+    late_s = 0.0  # how late its time-out was noticed
+    phase: Phase = "lookup"
+    hops = 0
+    dns_s: float | None = None
+    connect_s: float | None = None
+    tls_s: float | None = None
+    first_byte_s: float | None = None
+    transfer_s: float | None = None
+    size_bytes: int | None = None
+    status_code: int | None = None
+    remote_address: str | None = None
 
     def __init__(self, spec: ProjectSpec, done: OnOutcome) -> None:
         self.spec = spec
         self.done = done
-        self.started_at = time.monotonic()
-        self.expired = False
-        self.dropped = False
-        self.stay = False  # no redirect is followed any more
-        self.late_s = 0.0  # how late its time-out was noticed
-        self.phase: Phase = "lookup"
         self.peer = ""
-        self.hops = 0
-        self.connection: Connection | None = None
+        self.connection: PollConnection | None = None
         self.needed_connection: bool | None = None
-        self.dns_s: float | None = None
-        self.connect_s: float | None = None
-        self.tls_s: float | None = None
-        self.first_byte_s: float | None = None
-        self.transfer_s: float | None = None
-        self.size_bytes: int | None = None
-        self.status_code: int | None = None
-        self.remote_address: str | None = None
+        self.started_at = time.monotonic()
 
     def complete(self, ended_at: float, expected: frozenset[int]) -> ProbeOutcome:
         matches = self.status_code in expected

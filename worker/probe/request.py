@@ -14,7 +14,6 @@ It resolves no names and opens nothing.  What can't be made into a request is ``
 import base64
 import ipaddress
 import re
-from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
@@ -59,7 +58,7 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=-]+")
 _ASCII_PRINTABLE = bytes(range(0x21, 0x7F))
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True, cache_hash=True):
     """Where a connection leads: the key under which connections are kept."""
 
     scheme: str
