@@ -45,7 +45,7 @@ from worker.events import (
     WriteWal,
 )
 from worker.lateness import Lateness
-from worker.probe.aiohttp_engine import AiohttpProber
+from worker.probe.choose import ChoosingProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.recorder import WalRecorder
 
@@ -83,7 +83,7 @@ class WorkerService:
             commit_max_ms=REPLAY_MAX_MS if settings.replay else COMMIT_MAX_MS,
         )
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform)
-        self._prober: Prober = AiohttpProber(body_limit_bytes=settings.body_limit_bytes)
+        self._prober: Prober = ChoosingProber(body_limit_bytes=settings.body_limit_bytes)
         self._zmq = zmq.Context()
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
         self._writer = Channel(connect_dealer(self._zmq, settings.results), self._on_writer)

@@ -1,0 +1,117 @@
+"""Which engine polls a project, and that the prober over both is one: counted, cancelled and closed together."""
+
+import asyncio
+import ssl
+
+import pytest
+from probe_scripts import Peer, answer, check, redirect, spec, until
+from test_probe_failures import no_descriptors_left
+
+from worker.probe.choose import ChoosingProber, engine_for
+from worker.probe.interface import probe
+
+UPGRADE = (("Connection", "upgrade"), ("Upgrade", "websocket"))
+
+
+@pytest.fixture
+async def choosing(authority, names):
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    made = ChoosingProber(body_limit_bytes=1 << 20, lookup=names, tls=tls)
+    yield made
+    await made.close(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "engine"),
+    [
+        ({}, "lean"),
+        ({"method": "HEAD"}, "lean"),
+        ({"method": "x-Odd~1"}, "lean"),
+        ({"headers": (("X-Upgrade", "1"), ("Connection", "close"))}, "lean"),
+        ({"headers": UPGRADE}, "aiohttp"),
+        ({"headers": (("uPGRADE", "x"),)}, "aiohttp"),
+    ],
+)
+def test_which_engine_polls_a_project(fields, engine):
+    assert engine_for(spec("http://h/", **fields)) == engine
+
+
+async def test_each_engine_polls_its_own(serve, choosing):
+    async def script(peer: Peer) -> None:
+        while request := await peer.request():
+            asked = request.header("Upgrade") is not None
+            peer.send(b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n" if asked else answer())
+
+    server = await serve(script)
+    for number, (headers, expected) in enumerate([((), "200"), (UPGRADE, "101")]):
+        outcome = await probe(choosing, spec(server.url(), number=number, headers=headers, expected_status=expected))
+        check(outcome)
+        assert (outcome.status, outcome.status_code) == ("success", int(expected))
+
+
+async def test_polls_of_both_engines_are_counted_and_cancelled(serve, choosing):
+    async def silent(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    server = await serve(silent)
+    outcomes = []
+    choosing.start(spec(server.url(), number=1), outcomes.append)
+    choosing.start(spec(server.url(), number=2, headers=UPGRADE), outcomes.append)
+    assert choosing.in_flight == 2
+    await until(lambda: len(server.requests) == 2)
+    choosing.cancel_all()
+    await until(lambda: choosing.in_flight == 0 and server.open == 0)
+    assert outcomes == []
+
+
+async def test_redirects_of_both_engines_are_cancelled(serve, choosing):
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        peer.send(redirect(302, "/b"))
+        await peer.gone()
+
+    server = await serve(script)
+    polls = [
+        asyncio.ensure_future(probe(choosing, spec(server.url(), number=number, headers=headers)))
+        for number, headers in enumerate([(), UPGRADE])
+    ]
+    await until(lambda: len(server.requests) == 2)
+    choosing.cancel_redirects({0, 1})
+    go_on.set()
+    assert {(await each).error_code for each in polls} == {"local"}
+
+
+async def test_close_waits_for_both_engines(serve, choosing):
+    go_on = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await go_on.wait()
+        peer.send(answer())
+        await peer.gone()
+
+    server = await serve(script)
+    outcomes = []
+    choosing.start(spec(server.url(), number=1), outcomes.append)
+    choosing.start(spec(server.url(), number=2, headers=UPGRADE), outcomes.append)
+    await until(lambda: len(server.requests) == 2)
+    closing = asyncio.ensure_future(choosing.close(5.0))
+    asyncio.get_running_loop().call_soon(go_on.set)
+    await closing
+    assert [outcome.status for outcome in outcomes] == ["success", "success"]
+    await until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize(("waiting", "lacking"), [((), UPGRADE), (UPGRADE, ())])
+async def test_the_connections_of_one_engine_make_room_for_the_other(serve, choosing, waiting, lacking):
+    idle, server = await serve(answer()), await serve(answer())
+    assert (await probe(choosing, spec(idle.url(), headers=waiting))).status == "success"
+    with no_descriptors_left():
+        outcome = await probe(choosing, spec(server.url(), number=2, headers=lacking))
+        assert outcome.status == "success", outcome
+    assert idle.open == 0
