@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.bench import million, rig, throughput
+from tests.bench import engine, million, rig, throughput
 
 pytestmark = pytest.mark.bench
 
@@ -48,6 +48,20 @@ async def test_a_load_of_many_projects_reports_memory_and_lag():
     assert measured.reload_s > 0
     assert all(set(each) == {"workers", "coordinator"} for each in (measured.lag_ms_loading, measured.lag_ms_at_rest))
     assert "bytes per project" in shown(million.show, measured)
+
+
+def test_engines_report_what_a_poll_costs():
+    measured = engine.main(engine.arguments_of(["--seconds", "0.2", "--rounds", "1", "--in-flight", "8"]))
+
+    assert [each.case for each in measured.cases] == list(engine.GOALS)
+    for each in measured.cases:
+        assert set(each.cpu_us_per_poll) == set(each.polls) == set(engine.ENGINES)
+        assert all(cost > 0 for cost in each.cpu_us_per_poll.values())
+        assert all(polls > 0 for polls in each.polls.values())
+    text = shown(engine.show, measured)
+    assert "lean : bare" in text
+    assert "HTTPS, new" in text
+    assert msgspec.json.decode(msgspec.json.encode(measured), type=engine.EngineFigures) == measured
 
 
 async def test_a_cluster_that_does_not_start_is_reported_with_its_log():

@@ -162,6 +162,7 @@ SLEEPS = {
     "tests/coordinator_shell/test_project_source.py": "rows a few milliseconds apart",
     "tests/bench/throughput.py": "measures over a given time",
     "tests/bench/million.py": "measures over a given time",
+    "tests/bench/engine.py": "measures over a given time",
 }
 
 
