@@ -507,6 +507,8 @@ class CoordinatorCore:
             # One that a former coordinator counted has started long since: it hangs.
             starts = member.state == "starting" and not self.census.knows(member.incarnation)
             patience_ms = START_MAX_MS if starts else HANG_MS
+            if starts and self.state.phase == "gathering" and not self._cold:
+                patience_ms = GATHER_MAX_MS  # it may have joined just before our start, and all wait for it
             if member.state == "restarting" or silence_ms <= patience_ms or self.state.phase == "stopping":
                 continue
             if member.kill_sent_ms is not None and now_ms - member.kill_sent_ms < KILL_AGAIN_MS:

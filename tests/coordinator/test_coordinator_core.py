@@ -416,6 +416,31 @@ def test_a_worker_that_died_meanwhile_is_resumed_from_its_mark():
     assert all(second.resume[index] == (marks[index], "handover") for index in lost)
 
 
+def test_a_restarted_coordinator_does_not_wait_half_a_minute_for_a_worker_that_hangs_since_its_start():
+    """It had joined when its coordinator died, which nobody saved; what a third worker had is nobody's meanwhile."""
+    before = Stage(workers=3)
+    dead, _, living = before.running()
+    lost = set(dead.held)
+    before.die(dead)
+    hung = before.start(dead.name)
+    stage = restarted(before)
+    del stage.workers[hung.peer]
+    stage.core.census.gone(hung.incarnation)  # what the state file knew is older
+    stage.supervise()
+    stage.load()
+    for worker in stage.workers.values():
+        worker.hello()
+    stage.later(6_000)
+    (kill, *_) = of(KillProcess, stage.to_supervisor)
+    assert kill.incarnation == hung.incarnation
+    stage.workers[hung.peer] = hung
+    stage.die(hung)
+    stage.obey()
+    assert stage.core.phase == "running"
+    assert stage.assigned() == 4096
+    assert lost & set(living.held)
+
+
 def test_slots_in_use_are_counted_before_any_are_given():
     """Two workers with 15 each in flight say hello one after the other; there are 30."""
     before = Stage(workers=2, slots=30)
