@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import logging
 import os
 import pwd
 import shutil
@@ -47,6 +48,9 @@ LOG_TAIL_CHARS = 600  # of the server's log, in an error
 LOG_BYTES_MAX = 16 << 20  # a longer log is set aside when the server starts
 PIDFILE_STATUS_LINE = 7
 
+# How a server is stopped, and how long each way is waited for: fast, immediate, and by force when it is frozen.
+STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
+
 # For a cluster's own server: large COPYs, few connections, full durability.
 CLUSTER_SETTINGS: dict[str, object] = {
     "max_connections": 50,
@@ -61,6 +65,7 @@ CLUSTER_SETTINGS: dict[str, object] = {
     "log_timezone": "UTC",
 }
 
+logger = logging.getLogger("cluster.embedded")
 
 # Servers that this process started and others still use: kept, so that they are reaped when they have ended.
 _left_running: list[subprocess.Popen[bytes]] = []
@@ -436,10 +441,12 @@ class EmbeddedPostgres:
         if not lines:
             return
         pid = int(lines[0])
-        for number in (signal.SIGINT, signal.SIGQUIT):  # fast, then immediate
+        for number, patience_s in STOP_STEPS:
+            if number == signal.SIGKILL:
+                self._kill_backends(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            deadline = time.monotonic() + self.timeout_s
+            deadline = time.monotonic() + patience_s
             while time.monotonic() < deadline:
                 if self._server is not None and self._server.pid == pid:
                     gone = self._server.poll() is not None
@@ -450,6 +457,14 @@ class EmbeddedPostgres:
                     return
                 time.sleep(POLL_S / 2)
         raise self._failed(f"PostgreSQL (pid {pid}) in {self.base} does not stop, see {self.log}")
+
+    def _kill_backends(self, pid: int) -> None:
+        """A frozen server: what its processes hold would keep the next one from starting."""
+        logger.error("PostgreSQL (pid %d) in %s does not stop; killing it, the next start recovers it", pid, self.base)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
 
 
 def cluster_database(data_dir: Path) -> EmbeddedPostgres:

@@ -147,13 +147,17 @@ class SupervisorService:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, number)
         self._lock.write(self._holder)
+        failed: ClusterError | None = None
         try:
             await self._prepare()
             return await self._supervise()
         except _StoppedAtStart:
             return await self._end("stopped before anything was started")
+        except ClusterError as error:
+            failed = error
+            raise
         finally:
-            await self._clean_up()
+            await self._clean_up(failed)
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
@@ -385,10 +389,16 @@ class SupervisorService:
         logger.info(said)
         return 0
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, failed: ClusterError | None) -> None:
+        """``failed``: what is said last; trouble on the way here does not take its place."""
         try:
             if self._postgres is not None:
+                logger.info("giving up the embedded PostgreSQL in %s", self._postgres.base)
                 await asyncio.to_thread(self._postgres.stop)
+        except ClusterError as error:
+            if failed is None:
+                raise
+            logger.error("%s", error)  # noqa: TRY400 - a person's error, not a traceback
         finally:
             held = held_role_locks(self._settings.run_dir)
             if not held:

@@ -1,5 +1,6 @@
 """The embedded PostgreSQL's lifecycle, on real servers."""
 
+import asyncio
 import contextlib
 import os
 import queue
@@ -14,9 +15,11 @@ import time
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
-from cluster.embedded import EmbeddedPostgres, _is_server
+from cluster import embedded
+from cluster.embedded import STOP_STEPS, EmbeddedPostgres, _is_server
 from cluster.errors import ClusterError
 
 FAST = {"fsync": "off", "shared_buffers": "16MB", "max_connections": 10}
@@ -74,6 +77,21 @@ def test_a_server_that_stands_still_is_not_waited_for(base):
         threading.Thread(target=lambda: answers.put(server.running()), daemon=True).start()
         assert answers.get(timeout=20)
     assert not server.running()
+
+
+async def test_a_frozen_server_is_killed_in_the_end_and_recovers(base, monkeypatch):
+    monkeypatch.setattr(embedded, "STOP_STEPS", tuple((number, 0.3) for number, _ in STOP_STEPS[:-1]) + STOP_STEPS[-1:])
+    server = EmbeddedPostgres(base, settings=FAST | {"fsync": "on"}).start()
+    await answer(server, "CREATE TABLE t AS SELECT 42 AS n")
+    postmaster = psutil.Process(pid_of(server))
+    frozen = [postmaster, *postmaster.children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    await asyncio.to_thread(server.stop)
+    gone, alive = psutil.wait_procs(frozen, timeout=5)
+    assert (len(gone), alive) == (len(frozen), [])
+    with EmbeddedPostgres(base, settings=FAST) as server:
+        assert await answer(server, "SELECT n FROM t") == 42
 
 
 async def test_several_users_share_a_server_and_the_last_stops_it(base):
