@@ -79,7 +79,7 @@ def down(settings: Settings, timeout: str) -> None:
                 code="no_supervisor",
             )
         raise NotRunningError(f"no cluster is running on {settings.data_dir}")
-    if words is not None and words.pid == told:
+    if words is not None and words.pid in {told, 0}:  # 0: nothing could be written; another: these are not its words
         if words.problem:
             raise ClusterError(f"the cluster on {settings.data_dir} has stopped, but: {words.problem}")
         if not words.ended:

@@ -1,10 +1,13 @@
 """Who is in charge of a data directory: ``run/supervisor.lock``, flock()ed for as long as a supervisor lives.
 
 The lock is the truth, the file's JSON only tells who holds it.  The file is removed when the lock is given up; who has
-it open reads in it how its holder ended.  Also here: the locks of roles that an earlier, killed supervisor left behind.
+it open reads in it how its holder ended.  The JSON is one record of fixed width, written over in place: that needs no
+room on a full disk, and where it fails, what was said before is still there.  Also here: the locks of roles that an
+earlier, killed supervisor left behind.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -19,6 +22,7 @@ from cluster.errors import ClusterError
 NAME = "supervisor.lock"
 RETRY_S = 0.5  # someone who only looks at the lock holds it for an instant
 POLL_S = 0.02
+RECORD_BYTES = 4_096  # padded; a problem that needs more is cut short
 
 
 class LockHolder(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,21 +36,29 @@ class LockHolder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorLock:
-    def __init__(self, file: IO[str], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file = file
         self._path = path
         self._holder = LockHolder(pid=os.getpid())
 
     def write(self, holder: LockHolder) -> None:
+        """Raises ClusterError when it can't be written."""
         self._holder = holder
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(msgspec.json.encode(holder).decode() + "\n")
-        self._file.flush()
+        record = _record(holder)
+        try:
+            written = os.pwrite(self._file.fileno(), record, 0)
+            why = "" if written == len(record) else os.strerror(errno.ENOSPC)
+        except OSError as error:
+            why = os.strerror(error.errno or errno.EIO)
+        if why:
+            raise ClusterError(
+                f"cannot write {self._path}: {why}; make it writable again, or choose another --data-dir",
+                code="data_dir",
+            )
 
     def end(self, problem: str = "") -> None:
         """The last words, for whoever waits for the end."""
-        with contextlib.suppress(OSError):  # a full disk; then it counts as killed
+        with contextlib.suppress(ClusterError):  # a full disk; then it counts as killed
             self.write(msgspec.structs.replace(self._holder, ended=True, problem=problem))
 
 
@@ -63,25 +75,26 @@ def supervisor_lock(run_dir: Path) -> Iterator[SupervisorLock]:
             "choose another --data-dir",
             code="data_dir",
         ) from error
-    with file:
-        lock = SupervisorLock(file, path)
-        try:
-            yield lock
-        except ClusterError as error:
-            lock.end(str(error))
-            raise
-        else:
-            lock.end()
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    lock = SupervisorLock(file, path)
+    try:
+        yield lock
+    except ClusterError as error:
+        lock.end(str(error))
+        raise
+    else:
+        lock.end()
+    finally:  # neither may take the place of what there is to say: a file that stays is nobody's
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def find_holder(run_dir: Path) -> LockHolder | None:
     """The supervisor in charge, or None when there is none."""
     path = run_dir / NAME
     try:
-        with path.open() as file:
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -95,16 +108,19 @@ def find_holder(run_dir: Path) -> LockHolder | None:
         ) from error
 
 
-def open_lock_file(run_dir: Path) -> IO[str] | None:
+def open_lock_file(run_dir: Path) -> IO[bytes] | None:
     """To read the last words of its holder after the file was removed; None when there is none."""
     try:
-        return (run_dir / NAME).open()
+        return (run_dir / NAME).open("rb")
     except FileNotFoundError:
         return None
 
 
-def last_words(file: IO[str]) -> LockHolder:
-    return _read(file)
+def last_words(file: IO[bytes]) -> LockHolder:
+    """Without a pid when it had none: it can't be read, or was emptied."""
+    with contextlib.suppress(OSError):
+        return _read(file)
+    return LockHolder()
 
 
 def held_role_locks(run_dir: Path) -> list[str]:
@@ -121,13 +137,14 @@ def held_role_locks(run_dir: Path) -> list[str]:
     return held
 
 
-def _acquire(path: Path) -> IO[str]:
+def _acquire(path: Path) -> IO[bytes]:
     deadline = time.monotonic() + RETRY_S
     while True:
-        file = path.open("a+")
+        file = _open_or_make(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                os.ftruncate(file.fileno(), 0)  # what one that was killed said of itself
                 return file
             file.close()  # removed by the one who held it, in between
         except BlockingIOError:
@@ -147,9 +164,21 @@ def _acquire(path: Path) -> IO[str]:
         time.sleep(POLL_S)
 
 
-def _read(file: IO[str]) -> LockHolder:
-    file.seek(0)
+def _open_or_make(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+
+
+def _record(holder: LockHolder) -> bytes:
+    encoded = msgspec.json.encode(holder)
+    problem = holder.problem[:RECORD_BYTES]
+    while len(encoded) >= RECORD_BYTES and problem:
+        problem = problem[: len(problem) * 9 // 10]
+        encoded = msgspec.json.encode(msgspec.structs.replace(holder, problem=problem + "..."))
+    return encoded.ljust(RECORD_BYTES - 1) + b"\n"
+
+
+def _read(file: IO[bytes]) -> LockHolder:
     try:
-        return msgspec.json.decode(file.read(65_536), type=LockHolder)
+        return msgspec.json.decode(os.pread(file.fileno(), RECORD_BYTES, 0), type=LockHolder)
     except msgspec.DecodeError:  # it has just been taken, or is just being given up
         return LockHolder()

@@ -304,7 +304,9 @@ with supervisor_lock(Path(sys.argv[1])) as lock:
         time.sleep(0.01)
     if sys.argv[2] == "troubled":
         raise ClusterError("17 results wait")
-    if sys.argv[2] == "killed":
+    if sys.argv[2] == "emptied":
+        os.truncate(sys.argv[1] + "/supervisor.lock", 0)
+    if sys.argv[2] in ("killed", "emptied"):
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -352,8 +354,9 @@ def test_down_says_how_it_ended(cluster, holder, data_dir):
     assert cluster("down").status == 3
 
 
-def test_down_says_when_nobody_knows_how_it_ended(cluster, holder):
-    process = holder("killed")
+@pytest.mark.parametrize("how", ["killed", "emptied"])
+def test_down_says_when_nobody_knows_how_it_ended(cluster, holder, how):
+    process = holder(how)
     ran = cluster("down")
     assert (ran.status, ran.out) == (1, "")
     assert f"(pid {process.pid}) was killed before all had stopped" in ran.error

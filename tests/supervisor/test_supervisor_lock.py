@@ -1,14 +1,26 @@
 """Who is in charge of a data directory."""
 
 import contextlib
+import errno
 import fcntl
+import os
+import resource
 import threading
+from pathlib import Path
 
 import pytest
 
 from cluster.errors import ClusterError
 from cluster.runtime import role_lock
-from cluster.supervisor.lock import LockHolder, find_holder, held_role_locks, supervisor_lock
+from cluster.supervisor.lock import (
+    RECORD_BYTES,
+    LockHolder,
+    find_holder,
+    held_role_locks,
+    last_words,
+    open_lock_file,
+    supervisor_lock,
+)
 
 HOLDER = LockHolder(pid=4711, started_at="now", http="127.0.0.1:8700", embedded=True)
 
@@ -83,3 +95,70 @@ def test_a_directory_that_cannot_be_used_is_one_line(data_dir):
     said = r"cannot use the data directory .*/file/x: Not a directory"
     with pytest.raises(ClusterError, match=said), supervisor_lock(data_dir / "file" / "x" / "run"):
         pass
+
+
+@contextlib.contextmanager
+def nothing_can_be_written():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def end_badly(run_dir, problem, disk):
+    """A supervisor that ends with a problem, on such a disk: (what it says, its last words)."""
+    with contextlib.ExitStack() as stack:
+
+        def run_and_fail():
+            with supervisor_lock(run_dir) as lock:
+                lock.write(HOLDER)
+                files.append(stack.enter_context(open_lock_file(run_dir)))
+                stack.enter_context(disk)
+                raise ClusterError(problem)
+
+        files = []
+        with pytest.raises((ClusterError, OSError)) as said:
+            run_and_fail()
+        assert os.fstat(files[0].fileno()).st_size == RECORD_BYTES
+        return said.value, last_words(files[0])
+
+
+def test_what_went_wrong_is_said_though_nothing_can_be_written_any_more(data_dir):
+    """... and the file still has what its holder said before."""
+    said, words = end_badly(data_dir / "run", "7 results wait", nothing_can_be_written())
+    assert repr(said) == repr(ClusterError("7 results wait"))
+    assert words == HOLDER
+    assert list((data_dir / "run").iterdir()) == []
+
+
+def test_a_file_that_can_not_be_written_is_one_line(data_dir):
+    said = r"cannot write .*/supervisor.lock: File too large; make it writable again"
+    with pytest.raises(ClusterError, match=said), supervisor_lock(data_dir / "run") as lock, nothing_can_be_written():
+        lock.write(HOLDER)
+    assert list((data_dir / "run").iterdir()) == []
+
+
+def test_a_file_that_can_not_be_removed_hides_nothing_and_is_nobodys(data_dir, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        said, _ = end_badly(data_dir / "run", "7 results wait", contextlib.nullcontext())
+    assert repr(said) == repr(ClusterError("7 results wait"))
+    assert find_holder(data_dir / "run") is None
+    with supervisor_lock(data_dir / "run"):
+        assert find_holder(data_dir / "run") == LockHolder(), "that was somebody else"
+
+
+@pytest.mark.parametrize("letter", ["x", '"', "\x01", "\U0001f600"])
+def test_a_problem_too_long_for_the_record_is_cut_short(data_dir, letter):
+    problem = "7 results wait" + RECORD_BYTES * letter
+    _, words = end_badly(data_dir / "run", problem, contextlib.nullcontext())
+    assert words.ended
+    assert words.pid == HOLDER.pid
+    assert words.problem.endswith("...")
+    assert len(words.problem) > 500
+    assert problem.startswith(words.problem.removesuffix("..."))
