@@ -287,11 +287,16 @@ class SupervisorService:
 
     def _on_signal(self, number: signal.Signals) -> None:
         name = signal.Signals(number).name
+        first = not self._stop_why
         self._stop_why = self._stop_why or name
-        notify_service_manager("STOPPING=1")
-        self._lock.write(msgspec.structs.replace(self._holder, stopping=True))
-        if self._driver is not None:
+        if self._driver is not None:  # before all that a full disk may refuse
             self._submit(StopRequested(name))
+        notify_service_manager("STOPPING=1")
+        if first:
+            try:
+                self._lock.write(msgspec.structs.replace(self._holder, stopping=True))
+            except ClusterError as error:
+                logger.warning("stopping, which others can't see in the lock file: %s", error)
 
     def _on_frames(self, frames: list[bytes]) -> None:
         try:

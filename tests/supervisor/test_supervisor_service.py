@@ -103,6 +103,29 @@ def test_the_second_signal_forces(make_cluster):
     cluster.assert_nothing_left()
 
 
+def test_a_full_disk_does_not_make_a_stop_less_graceful(make_cluster):
+    """Nobody can read how it ended; that is no reason to kill anybody."""
+    cluster = make_cluster(FAKE_LOCK_WRITES="1").up().wait_until_up()
+    down = [sys.executable, "-m", "cluster", "down"]
+    ran = subprocess.run(down, env=cluster.environ, capture_output=True, text=True, check=False)
+    assert cluster.process.wait(30) == 0
+    stopped = cluster.stopped()
+    assert sorted(stopped[:2]) == ["worker-1", "worker-2"]
+    assert stopped[2:] == ["writer", "coordinator"]
+    assert len(cluster.messages("supervisor.lock: No space left on device")) == 1
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"(pid {cluster.process.pid}) was killed before all had stopped" in ran.stderr
+    cluster.assert_nothing_left()
+
+
+def test_a_full_disk_at_the_start_is_one_line(make_cluster):
+    cluster = make_cluster(FAKE_LOCK_WRITES="0").up()
+    assert cluster.process.wait(30) == 1
+    last = cluster.log_file.read_text().splitlines()[-1]
+    assert last.startswith(f"Error: cannot write {cluster.data_dir}/run/supervisor.lock: No space left on device; ")
+    cluster.assert_nothing_left()
+
+
 def test_a_worker_that_could_not_commit_makes_the_exit_status_one(make_cluster):
     cluster = make_cluster(FAKE_STATUS="1").up().wait_until_up()
     assert cluster.end() == 1
