@@ -145,9 +145,12 @@ class Replay:
     """One delivery.  ``run`` leaves no process behind, however it ends."""
 
     def __init__(self, settings: Settings, records: int) -> None:
-        private = f"ipc://{settings.run_dir}/replay"
+        private = f"ipc://{settings.run_dir}"  # names no longer than those of a cluster: where it runs, this does
         self._settings = msgspec.structs.replace(
-            settings, supervised=True, control_endpoint=f"{private}-control.sock", results_endpoint=f"{private}.sock"
+            settings,
+            supervised=True,
+            control_endpoint=f"{private}/wal-c.sock",
+            results_endpoint=f"{private}/wal-r.sock",
         )
         self._records = records
         self._told = 0
@@ -156,6 +159,8 @@ class Replay:
 
     async def run(self) -> str:
         """Deliver; says why it ended.  Raises ClusterError when it can't begin."""
+        for endpoint in (self._settings.control, self._settings.results):  # before a database is waited for
+            sockets.check_endpoint(endpoint)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
@@ -241,7 +246,6 @@ class Replay:
     # ---- the roles --------------------------------------------------------------------------------------------------
 
     async def _deliver(self, settings: Settings, sink: LogSink) -> str:
-        sockets.check_endpoint(settings.results)
         sockets.remove_ipc_path(settings.results)
         progress = asyncio.ensure_future(self._show_progress())
         try:

@@ -326,6 +326,31 @@ def test_a_database_without_tables_is_not_filled(cluster, data_dir, empty_databa
     assert empty_database_url not in ran.err
 
 
+def deep_data_dir(data_dir, longest):
+    """One below ``run`` of which a socket of that name has the longest path that is possible."""
+    deep = data_dir / "x"
+    room = sockets.IPC_PATH_MAX - len(os.fsencode(deep / "run" / longest))
+    deep = data_dir / ("x" * (1 + room))
+    deep.mkdir()
+    return deep
+
+
+def test_a_path_too_long_for_a_socket_is_one_line(cluster, data_dir):
+    deep = deep_data_dir(data_dir, "")
+    leave(deep, sources(2))
+    ran = cluster("wal", "replay", "--data-dir", deep, "--database-url", NOWHERE)
+    assert ran.status == 1
+    assert ran.error.startswith(f"the socket path {deep / 'run'}/")
+    assert ran.error.endswith("is longer than 103 bytes; choose a shorter --data-dir")
+
+
+def test_where_a_cluster_runs_nothing_is_too_long(cluster, data_dir, database_url, rows):
+    deep = deep_data_dir(data_dir, "admin.sock")
+    leave_polls(deep, 10)
+    ran = cluster("wal", "replay", "--data-dir", deep, "--database-url", database_url)
+    assert (ran.status, ran.out.splitlines()[-1]) == (0, "33 results delivered, nothing waits any more")
+
+
 @pytest.mark.parametrize("command", ["list", "replay"])
 def test_usage(cluster, command):
     ran = cluster("wal", command, "--no-such-option")
