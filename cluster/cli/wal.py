@@ -23,6 +23,7 @@ from cluster.embedded import cluster_database
 from cluster.errors import ClusterError, ExitCode, InvalidInputError
 from cluster.logs import LogSink
 from cluster.settings import Settings
+from cluster.supervisor.leftover import newer_streams, of_a_newer_version
 from cluster.supervisor.lock import LockHolder, held_role_locks, supervisor_lock
 from cluster.wal.listing import StreamInfo, list_streams
 
@@ -62,7 +63,7 @@ def list_command(settings: Settings, verify: bool, as_json: bool) -> int:
 
         render.show(render.wal_table(streams))
     if newer := newer_streams(streams):
-        click.echo(f"Warning: {of_a_newer_version(newer, settings)}", err=True)
+        click.echo(f"Warning: {of_a_newer_version(newer, settings.wal_dir)}", err=True)
     return int(ExitCode.FAILED if verify and any(stream.damaged for stream in streams) else ExitCode.DONE)
 
 
@@ -86,7 +87,7 @@ def replay(settings: Settings) -> None:
         before = sum(stream.records_unacked for stream in streams)
         if not before:
             if newer:
-                raise ClusterError(of_a_newer_version(newer, settings))
+                raise ClusterError(of_a_newer_version(newer, settings.wal_dir))
             click.echo(f"nothing waits in {settings.wal_dir}")
             return
         lock.write(LockHolder(pid=os.getpid(), embedded=settings.database_url is None))
@@ -100,7 +101,7 @@ def replay(settings: Settings) -> None:
                 "or the next `cluster up` delivers them"
             )
         if newer:
-            raise ClusterError(f"{delivered} results delivered; {of_a_newer_version(newer, settings)}")
+            raise ClusterError(f"{delivered} results delivered; {of_a_newer_version(newer, settings.wal_dir)}")
         click.echo(f"{delivered} results delivered, nothing waits any more")
 
 
@@ -120,17 +121,6 @@ def check_data_dir(settings: Settings) -> None:
         raise InvalidInputError(
             f"there is no data directory {settings.data_dir}: give the --data-dir of a cluster, or set CLUSTER_DATA_DIR"
         )
-
-
-def newer_streams(streams: list[StreamInfo]) -> int:
-    return sum(stream.state == "newer version" for stream in streams)
-
-
-def of_a_newer_version(count: int, settings: Settings) -> str:
-    return (
-        f"{count} streams in {settings.wal_dir} were written by a newer version of this program, so what waits in them "
-        "is not known; use that version to see and to deliver it"
-    )
 
 
 def waiting_records(settings: Settings) -> int:

@@ -50,7 +50,7 @@ from cluster.supervisor.core import (
     TellCoordinator,
 )
 from cluster.supervisor.display import Display
-from cluster.supervisor.leftover import waiting_results
+from cluster.supervisor.leftover import left_over
 from cluster.supervisor.lock import LockHolder, SupervisorLock, held_role_locks, supervisor_lock
 from cluster.supervisor.notify import VARIABLE as NOTIFY_VARIABLE
 from cluster.supervisor.notify import notify_service_manager
@@ -383,12 +383,9 @@ class SupervisorService:
         """Nothing runs any more.  Raises ClusterError when that was no clean end, or when results wait."""
         settings = self._settings
         try:
-            waiting = await waiting_results(settings.wal_dir, settings.database_url)
+            left = await left_over(settings.wal_dir, settings.database_url)
         except ClusterError as error:
             left = f"whether results wait is not known: {error}"
-        else:
-            delivers = "the next `cluster up` or `cluster wal replay` delivers them"
-            left = f"{waiting} results wait in {settings.wal_dir}; {delivers}" if waiting else ""
         if why or left:
             raise ClusterError("; ".join(part for part in (why, left) if part))
         logger.info(said)

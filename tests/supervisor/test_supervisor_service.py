@@ -14,6 +14,7 @@ import pytest
 from cluster.embedded import _is_server, cluster_database
 from cluster.runtime import ORPHAN_EXTRA_S, orphans_end_within_s, role_lock
 from cluster.supervisor.lock import find_holder
+from cluster.wal import format as wal_format
 from tests.conftest import execute_once, run_apart
 from tests.wal.streams import Source, directory, new_stream_id
 
@@ -133,9 +134,9 @@ def test_a_worker_that_could_not_commit_makes_the_exit_status_one(make_cluster):
     cluster.assert_nothing_left()
 
 
-def leave_results(cluster, *, acked=0):
+def leave_results(cluster, *, acked=0, worker="worker-9"):
     """What a worker had in its WAL when it was killed: (the stream, results in each of its batches)."""
-    wal = directory(cluster.data_dir, "worker-9", segment_bytes=1 << 20)
+    wal = directory(cluster.data_dir, worker, segment_bytes=1 << 20)
     log = wal.create(new_stream_id())
     entries = Source().take(3)
     log.append(entries)
@@ -159,6 +160,25 @@ def test_results_that_nobody_delivered_make_the_exit_status_one(make_cluster):
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == f"Error: the cluster on {cluster.data_dir} has stopped, but: {said}\n"
     cluster.assert_nothing_left()
+
+
+def test_what_a_newer_version_left_makes_the_exit_status_one(make_cluster, monkeypatch):
+    """Nobody here can count it; that does not mean that nothing waits."""
+    cluster = make_cluster()
+    with monkeypatch.context() as newer:
+        newer.setattr(wal_format, "VERSION", wal_format.VERSION + 1)
+        leave_results(cluster)
+    said = (
+        f"1 streams in {cluster.data_dir / 'wal'} were written by a newer version of this program, so what waits in "
+        "them is not known; use that version to see and to deliver it"
+    )
+    assert cluster.up().wait_until_up().end() == 1
+    assert cluster.log_file.read_text().splitlines()[-1] == f"Error: {said}"
+    _, records = leave_results(cluster, worker="worker-8")
+    assert cluster.up().wait_until_up().end() == 1
+    last = cluster.log_file.read_text().splitlines()[-1]
+    assert last.startswith(f"Error: {sum(records)} results wait in ")
+    assert last.endswith(f"delivers them; {said}")
 
 
 def test_what_is_committed_does_not_wait_even_if_its_worker_could_not_note_it(make_cluster, database_url):
