@@ -113,20 +113,42 @@ class MissedLog:
 
 
 class GivenUpLog:
-    """The ticks of what was given up for room, until they are taken."""
+    """The ticks of what was given up for room, until they are taken.
+
+    What is added is mostly the next of its project, and joins its newest range: that costs nothing but what is added.
+    """
 
     def __init__(self) -> None:
-        self._ranges: list[MissedRange] = []
+        self._newest: dict[int, MissedRange] = {}  # by project
+        self._older: list[MissedRange] = []
+        self._late = 0  # of the older, those that came after newer ones: they may follow others
+        self._merge_at = CLOSED_MAX
         self._oldest: dict[int, int] = {}  # by partition
 
     def add(self, ranges: list[MissedRange]) -> None:
-        self._ranges = merged([*self._ranges, *ranges])
         for entry in ranges:
+            newest = self._newest.get(entry.project_id, entry)
+            if newest is entry or follows(newest, entry):
+                self._newest[entry.project_id] = entry if newest is entry else joined(newest, entry)
+            elif entry.first_tick_ms >= newest.first_tick_ms:
+                self._older.append(newest)
+                self._newest[entry.project_id] = entry
+            else:
+                self._older.append(entry)
+                self._late += 1
             partition = partition_of(entry.project_id)
             self._oldest[partition] = min(entry.first_tick_ms, self._oldest.get(partition, entry.first_tick_ms))
+        if self._late and (len(self._older) >= self._merge_at or len(self) > GIVEN_UP_MAX):
+            self._older = merged(self._older)
+            self._late = 0
+            self._merge_at = max(CLOSED_MAX, 2 * len(self._older))
 
     def take(self) -> list[MissedRange]:
-        taken, self._ranges = self._ranges, []
+        taken = merged([*self._older, *self._newest.values()])
+        self._newest = {}
+        self._older = []
+        self._late = 0
+        self._merge_at = CLOSED_MAX
         self._oldest = {}
         return taken
 
@@ -139,28 +161,36 @@ class GivenUpLog:
         return self._oldest
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self._newest) + len(self._older)
 
 
 def merged(ranges: list[MissedRange]) -> list[MissedRange]:
     """The same ticks in fewer ranges, by project and time: where one goes on from another, but claims stay apart."""
     found: list[MissedRange] = []
     for entry in sorted(ranges, key=lambda each: (each.project_id, each.first_tick_ms)):
-        last = found[-1] if found else entry
-        if (
-            last.project_id == entry.project_id
-            and last.interval_ms == entry.interval_ms
-            and last.last_tick_ms + entry.interval_ms == entry.first_tick_ms
-            and (last.reason in CLAIMS) == (entry.reason in CLAIMS)
-        ):
-            longer = last if last.ticks >= entry.ticks else entry
-            epoch = max(last.epoch, entry.epoch)
-            found[-1] = MissedRange(
-                entry.project_id, last.first_tick_ms, entry.last_tick_ms, entry.interval_ms, longer.reason, epoch
-            )
+        if found and follows(found[-1], entry):
+            found[-1] = joined(found[-1], entry)
         else:
             found.append(entry)
     return found
+
+
+def follows(last: MissedRange, entry: MissedRange) -> bool:
+    return (
+        last.project_id == entry.project_id
+        and last.interval_ms == entry.interval_ms
+        and last.last_tick_ms + entry.interval_ms == entry.first_tick_ms
+        and (last.reason in CLAIMS) == (entry.reason in CLAIMS)
+    )
+
+
+def joined(last: MissedRange, entry: MissedRange) -> MissedRange:
+    """Of two that follow each other."""
+    longer = last if last.ticks >= entry.ticks else entry
+    epoch = max(last.epoch, entry.epoch)
+    return MissedRange(
+        entry.project_id, last.first_tick_ms, entry.last_tick_ms, entry.interval_ms, longer.reason, epoch
+    )
 
 
 def given_up(results: list[PollResult], interval_ms_of: Callable[[int], int | None]) -> list[MissedRange]:

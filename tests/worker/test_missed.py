@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.messages.results import MissedRange
+from cluster.ticks import partition_of
 from tests.worker.wal_double import result
 from worker import missed as missed_module
-from worker.missed import HOLD_MS, MissedLog, given_up, merged
+from worker.missed import HOLD_MS, GivenUpLog, MissedLog, given_up, merged
 
 P = 5
 
@@ -167,6 +168,83 @@ def test_merged_ranges_have_the_same_ticks(ticks):
 
     some = [ranged(tick * 1_000, tick * 1_000, reason, project=project) for project, tick, reason in ticks]
     assert flat(merged(some)) == flat(some)
+
+
+# ---- what was given up, until it is taken ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def merges(monkeypatch):
+    """How many ranges were sorted and merged, each time."""
+    counts = []
+    real = missed_module.merged
+    monkeypatch.setattr(missed_module, "merged", lambda ranges: counts.append(len(ranges)) or real(ranges))
+    return counts
+
+
+def test_what_is_given_up_one_after_the_other_costs_no_more_than_itself(merges):
+    log = GivenUpLog()
+    for tick in range(50):
+        log.add([ranged(tick * 1_000, tick * 1_000, project=project) for project in range(1_000)])
+        assert len(log) == 1_000
+    assert merges == [], "all of them were gone through, on the event loop"
+    assert log.take() == [ranged(0, 49_000, project=project) for project in range(1_000)]
+
+
+def test_ranges_that_can_t_be_joined_are_not_gone_through_again_and_again(merges, monkeypatch):
+    monkeypatch.setattr(missed_module, "CLOSED_MAX", 50)
+    log = GivenUpLog()
+    for tick in range(1_000):
+        log.add([ranged(tick * 5_000, tick * 5_000, project=project) for project in (1, 2)])
+    for tick in reversed(range(1_000)):
+        log.add([ranged(tick * 5_000 + 2_000, tick * 5_000 + 2_000, project=project) for project in (1, 2)])
+    assert sum(merges) <= 3 * len(log)
+    assert sum(entry.ticks for entry in log.take()) == 4_000
+
+
+def test_what_comes_late_is_merged_before_there_is_too_much_of_it(monkeypatch):
+    monkeypatch.setattr(missed_module, "GIVEN_UP_MAX", 100)
+    log = GivenUpLog()
+    log.add([ranged(1_000_000, 1_000_000)])
+    for tick in reversed(range(1_000)):
+        log.add([ranged(tick * 1_000, tick * 1_000)])
+        assert len(log) <= 100
+    assert log.take() == [ranged(0, 1_000_000)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), st.integers(1, 40), st.sampled_from(["overrun", "down"]), st.booleans()),
+        unique_by=lambda each: each[:2],
+    )
+)
+def test_what_is_given_up_in_any_order_has_the_same_ticks(ticks):
+    def flat(ranges):
+        return sorted(
+            (r.project_id, t, r.reason)
+            for r in ranges
+            for t in range(r.first_tick_ms, r.last_tick_ms + 1, r.interval_ms)
+        )
+
+    some = [ranged(tick * 1_000, tick * 1_000, reason, project=project) for project, tick, reason, _ in ticks]
+    log = GivenUpLog()
+    taken = []
+    waiting = []
+    for entry, (*_, take) in zip(some, ticks, strict=True):
+        log.add([entry])
+        waiting.append(entry)
+        oldest = {}
+        for each in waiting:
+            partition = partition_of(each.project_id)
+            oldest[partition] = min(each.first_tick_ms, oldest.get(partition, each.first_tick_ms))
+        assert log.unreported() == oldest
+        if take:
+            ranges = log.take()
+            assert shown(ranges) == shown(merged(waiting))
+            taken += ranges
+            waiting = []
+            assert (len(log), log.unreported()) == (0, {})
+    assert flat(taken + log.take()) == flat(some)
 
 
 # ---- results that are lost ------------------------------------------------------------------------------------------
