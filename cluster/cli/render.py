@@ -169,7 +169,7 @@ def wal_table(streams: Sequence[StreamInfo]) -> Table:
         table.add_row(
             stream.stream_id,
             Text(stream.worker),
-            _state("delivered" if stream.state == "orphan" and not stream.records_unacked else stream.state),
+            _state(stream.state),
             f"{stream.first_seq}-{stream.last_seq}" if stream.last_seq else "none",
             _count(stream.records),
             _count(stream.records_unacked),

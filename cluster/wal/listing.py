@@ -35,7 +35,7 @@ from cluster.wal.segment import HEADER_END, Segment, open_for_reading, read_at, 
 class StreamInfo(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     stream_id: str
-    state: Literal["in use", "orphan", "newer version"]  # the last: only bytes and segments are known
+    state: Literal["in use", "orphan", "delivered", "newer version"]  # the last: only bytes and segments are known
     first_seq: int  # the oldest on disk, 0 when there is nothing
     last_seq: int
     acked_seq: int  # as far as it was noted
@@ -96,15 +96,16 @@ def _look(path: Path, worker: str, committed_seq: int, *, verify: bool) -> Strea
     if verify:
         for segment in segments:
             found.scan(segment)
+    records_unacked = records_total - max(records_before, found.records_to(acked_seq))
     return StreamInfo(
         worker=found.worker or worker,
         stream_id=path.name,
-        state="in use" if in_use else "orphan",
+        state="in use" if in_use else "orphan" if records_unacked else "delivered",
         first_seq=first_seq,
         last_seq=last_seq,
         acked_seq=acked_seq,
         records=records_total - records_before,
-        records_unacked=records_total - max(records_before, found.records_to(acked_seq)),
+        records_unacked=records_unacked,
         bytes=sum(segment.size_bytes for segment in segments),
         segments=len(segments),
         oldest_at_ms=segments[0].created_at_ms if segments else 0,

@@ -153,7 +153,7 @@ def test_streams_in_every_state(cluster, data_dir):
     assert (second["state"], second["acked_seq"]) == ("orphan", 1)
     assert (second["records"], second["records_unacked"]) == (records(entries), records(entries[1:]))
     third = streams[delivered.stream_id]
-    assert (third["state"], third["records_unacked"]) == ("orphan", 0)
+    assert (third["state"], third["records_unacked"]) == ("delivered", 0)
     assert document["records_unacked"] == records(entries[:3]) + records(entries[1:])
     assert document["bytes"] == sum(each["bytes"] for each in document["streams"])
     assert document["bytes"] == sum(path.stat().st_size for path in (data_dir / "wal").rglob("*.wal"))
