@@ -402,13 +402,19 @@ class SupervisorService:
                 raise
             logger.error("%s", error)  # noqa: TRY400 - a person's error, not a traceback
         finally:
-            held = held_role_locks(self._settings.run_dir)
-            if not held:
-                for endpoint in (self._settings.control, self._settings.results, self._settings.admin):
-                    sockets.remove_ipc_path(endpoint)
-            for path in self._settings.run_dir.glob("*.lock"):
-                if path.stem not in {*held, "supervisor"}:
-                    path.unlink(missing_ok=True)
+            try:
+                self._remove_traces()
+            except OSError as error:  # a disk that is read-only by now
+                logger.info("sockets and locks are left for the next start to remove: %s", error)
+
+    def _remove_traces(self) -> None:
+        held = held_role_locks(self._settings.run_dir)
+        if not held:
+            for endpoint in (self._settings.control, self._settings.results, self._settings.admin):
+                sockets.remove_ipc_path(endpoint)
+        for path in self._settings.run_dir.glob("*.lock"):
+            if path.stem not in {*held, "supervisor"}:
+                path.unlink(missing_ok=True)
 
 
 async def _close(conn: database.Connection) -> None:
