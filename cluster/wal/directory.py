@@ -264,7 +264,8 @@ class WalDirectory:
         except NewerVersionError:
             self._say(path, f"{path} was written by a newer version of this program; it is left alone")
         except OSError as error:
-            self._say(path, f"cannot adopt {path}: {error.strerror}: {error.filename or path}; check its permissions")
+            advice = "check the disk" if error.errno == errno.EIO else "check its permissions"
+            self._say(path, f"cannot adopt {path}: {error.strerror}: {error.filename or path}; {advice}")
         finally:
             if lock_fd is not None:
                 os.close(lock_fd)

@@ -69,6 +69,8 @@ class DamageLedger:
 
     def keep(self, segment: Segment, offset: int, content: bytes) -> str:
         """Copy to the quarantine; says where."""
+        if segment.unread and not content.strip(b"\0"):  # no bytes of the file, which is kept
+            return "which could not be read"
         return self._quarantine.keep(f"{self._prefix}.{segment.name}.{offset}-{offset + len(content)}", content)
 
     def remove(self, segment: Segment) -> None:

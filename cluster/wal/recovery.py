@@ -5,11 +5,13 @@ end: a write that was cut short is cut off, after a copy went to the quarantine.
 before is read, too, because a copy after a failed fsync may have been under way.  Everything else is checked when it
 is read.
 
-What the disk can't give back is not what was never written: nothing is cut off or removed because of it.  The stream
-ends before it, and where it leaves nothing of the newest segment, the stream is not opened; it may be another time.
+What the disk can't give back is not what was never written: nothing is cut off or removed because of it.  At the end
+of the stream, the stream ends before it and the file stays; elsewhere a segment of which nothing can be read keeps its
+place, and is read as holes.  Only where there is nothing else the stream is not opened; it may be another time.
 """
 
 import errno
+import itertools
 import logging
 import os
 import stat
@@ -109,7 +111,20 @@ class _Recovery:
                 segment.records_before, segment.bytes_before = header.records_before, header.bytes_before
                 self.worker = header.worker
             found.append(segment)
-        return sorted(found, key=lambda each: (each.first_seq, each.generation))
+        found.sort(key=lambda each: (each.first_seq, each.generation))
+        if found and found[0].first_seq == 1:
+            found[0].records_before = 0  # whatever became of its header
+        for before, segment in itertools.pairwise(found):
+            if segment.unread and segment.records_before is None:
+                self._continue(segment, before)
+        return found
+
+    def _continue(self, segment: Segment, before: Segment) -> None:
+        """Where there is no header, the segment before tells how much there was: so what is lost can be counted."""
+        _, last, _, _ = _ends(before)
+        if last is not None and last.seq == segment.first_seq - 1:
+            segment.records_before = last.records_before + last.records
+            segment.bytes_before = last.bytes_before + len(last.body)
 
     def _without_header(self, segment: Segment, content: bytes, *, newest: bool) -> bool:
         """Is there something in it all the same?  Else it is out of the way."""
@@ -122,7 +137,8 @@ class _Recovery:
                 logger.warning("damage in the WAL: the header of %s, %s; no batch is lost", segment.path, kept)
             return True
         if unread_end or segment.unread:
-            raise _unreadable(segment)
+            segment.unread = True
+            return True
         if newest and _is_torn_header(content):
             logger.warning("removed %s: a write that was cut short, before anything was in it", segment.path)
             remove_file(segment.path)
@@ -136,12 +152,17 @@ class _Recovery:
         return False
 
     def last_entry(self, segments: list[Segment]) -> Entry | None:
-        """The newest entry; segments without any are removed from the end."""
+        """The newest entry; segments without any are removed from the end, those that can't be read from the list."""
+        unreadable: list[Segment] = []
         while segments:
             segment = segments[-1]
             _, last, tail, unread_end = _ends(segment)
             if unread_end and (last is None or last.seq < segment.first_seq):
-                raise _unreadable(segment)
+                unreadable.append(segments.pop())
+                continue
+            for each in unreadable:
+                self._end_before(each, 0)
+            unreadable = []
             if tail is not None and unread_end > tail:
                 self._end_before(segment, tail)
             elif tail is not None:
@@ -153,16 +174,18 @@ class _Recovery:
                 continue
             earlier = _ends(segments[-2])[1] if tail is not None and len(segments) > 1 else None
             return earlier if earlier is not None and earlier.seq > last.seq else last
+        if unreadable:
+            raise _unreadable(unreadable[0])
         return None
 
     def _end_before(self, segment: Segment, tail: int) -> None:
         """The file stays as it is."""
-        self._ledger.is_new(segment, tail)
-        logger.warning(
-            "the disk can't give back %d bytes at offset %d, the end of %s; they are left as they are, and what is "
-            "before them is delivered; check the disk",
-            segment.end - tail, tail, segment.path,
-        )  # fmt: skip
+        if self._ledger.is_new(segment, tail):
+            logger.warning(
+                "the disk can't give back %d bytes at offset %d, the end of %s; they are left as they are, and what is "
+                "before them is delivered; check the disk",
+                segment.end - tail, tail, segment.path,
+            )  # fmt: skip
         segment.end, segment.unread = tail, True
 
     def _cut(self, segment: Segment, tail: int, last: Entry | None) -> None:

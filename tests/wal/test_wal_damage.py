@@ -538,10 +538,95 @@ def test_a_segment_of_which_nothing_can_be_read_waits_for_the_disk(tmp_path, mon
     with monkeypatch.context() as failing:
         failing_pages(failing, path, {0})
         assert wal.adopt(1) == wal.adopt(1) == []
-    one_warning(caplog, "cannot adopt", "Input/output error", path)
+    one_warning(caplog, "cannot adopt", "Input/output error", path, "check the disk")
     (again,) = wal.adopt(1)
     assert read_all(again) == source.entries
     assert not again.damaged
+    wal.close()
+
+
+def test_one_segment_of_which_nothing_can_be_read_keeps_only_its_own_batches(tmp_path, monkeypatch, caplog):
+    """Wherever it is in the stream.  The file stays, and what is lost is counted, with its records."""
+    for number in range(3):
+        caplog.clear()
+        wal = directory(tmp_path / str(number), segment_bytes=1500)
+        log, source = wal.create(STREAM), Source()
+        for _ in range(30):
+            log.append(source.take(1, 400))
+        crash(log)
+        files = files_of(log)
+        path = (files[0], files[len(files) // 2], files[-1])[number]
+        first_seq = int(path.stem)
+        next_seq = ([int(each.stem) for each in files if each > path] or [31])[0]
+        content = path.read_bytes()
+        with monkeypatch.context() as failing:
+            failing_pages(failing, path, {0})
+            (adopted,) = wal.adopt(1)
+            entries = read_all(adopted)
+            lost = range(first_seq, next_seq)
+            assert [each for each in entries if each.body] == [e for e in source.entries if e.seq not in lost]
+            assert adopted.damaged == 1
+            if path == files[-1]:
+                assert adopted.last_seq == first_seq - 1, "the stream ends before it"
+                one_warning(caplog, "can't give back", path, "check the disk")
+            else:
+                records = sum(entry.records for entry in source.entries if entry.seq in lost)
+                assert sum(entry.records for entry in entries if not entry.body) == records
+                said = f"of the batches {first_seq} to {next_seq - 1} are lost, with {records} records"
+                one_warning(caplog, path, "which could not be read", said)
+            assert path.read_bytes() == content
+            adopted.close()
+        (again,) = wal.adopt(1)
+        assert read_all(again) == source.entries
+        wal.close()
+
+
+def test_a_segment_that_cannot_be_read_and_is_acknowledged_does_not_matter(tmp_path, monkeypatch, caplog):
+    wal = directory(tmp_path, segment_bytes=1500)
+    log, source = wal.create(STREAM), Source()
+    for _ in range(30):
+        log.append(source.take(1, 400))
+    log.acknowledged(20, NOW_S)
+    log.close()
+    path = files_of(log)[0]
+    content = path.read_bytes()
+    failing_pages(monkeypatch, path, {0})
+    (adopted,) = wal.adopt(1)
+    assert read_all(adopted, 21) == source.entries[20:]
+    assert warnings_of(caplog) == []
+    adopted.acknowledged(30, NOW_S)
+    adopted.expire(NOW_S + 600)
+    assert adopted.finished
+    (kept,) = kept_files(wal)
+    assert kept.read_bytes() == content, "whole: it may be read on another disk"
+    wal.close()
+
+
+def test_several_at_the_end_that_cannot_be_read_are_left_to_another_time(tmp_path, monkeypatch, caplog):
+    """What is before them is delivered; then they are a stream of which nothing can be read."""
+    wal = directory(tmp_path, segment_bytes=1500)
+    log, source = wal.create(STREAM), Source()
+    for _ in range(30):
+        log.append(source.take(1, 400))
+    crash(log)
+    files = files_of(log)
+    bad = files[-2:]
+    with monkeypatch.context() as failing:
+        for path in bad:
+            failing_pages(failing, path, {0})
+        (adopted,) = wal.adopt(1)
+        last_seq = int(bad[0].stem) - 1
+        assert read_all(adopted) == source.entries[:last_seq]
+        assert len([line for line in warnings_of(caplog) if "can't give back" in line]) == 2
+        adopted.acknowledged(last_seq, NOW_S)
+        adopted.expire(NOW_S + 600)
+        assert adopted.finished
+        adopted.remove()
+        assert wal.adopt(1) == []
+        assert files_of(log) == bad
+    monkeypatch.setattr("cluster.wal.directory.time.monotonic", lambda: 1e9)  # it is not tried at once
+    (again,) = wal.adopt(1)
+    assert read_all(again) == source.entries[last_seq:]
     wal.close()
 
 
