@@ -1,8 +1,8 @@
 """The worker's WAL as its core wants it: performs the outbox's WAL effects on ``cluster.wal`` and answers with events.
 
 Appending happens in the loop, one writev per decision; it ends in the page cache.  What may have to wait for the disk
-(fsync, reading, adopting, giving up segments) runs in one thread of its own.  When ``WalWritten`` is said depends on
-the fsync policy:
+(fsync, reading, giving up segments) runs in one thread of its own; adopting, which may take a bad disk minutes, in
+another one.  When ``WalWritten`` is said depends on the fsync policy:
 
 - ``off``: after the write.  A crash of the process costs nothing, one of the machine what the system had not written.
 - ``interval``: after the write, and fsync follows within the interval: a crash of the machine costs that much.
@@ -84,6 +84,7 @@ class WalRecorder:
         self._drop_oldest = settings.wal_full == "drop_oldest"
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self._adopter = ThreadPoolExecutor(1, thread_name_prefix="wal-adopt")
         self._path = settings.wal_dir
         self._limit_bytes = settings.wal_limit_bytes
         self._directory = WalDirectory(
@@ -143,7 +144,7 @@ class WalRecorder:
             self._make_first()
         if self._open_wanted:
             self._open()
-        if not self._restoring and self._directory.displaced():
+        if not self._restoring and not self._adopting and self._directory.displaced():
             self._restoring = True
             self._in_thread(self._directory.restore, self._on_restored)
         self._directory.expire(time.time())
@@ -156,12 +157,12 @@ class WalRecorder:
         full = self._unmade or (not room and (not self._drop_oldest or self._dropped_in_vain))
         if full != self.full:
             self._say_full(full=full)
-        if self._loop.time() >= self._adopt_at and not self._adopting:
+        if self._loop.time() >= self._adopt_at and not self._adopting and not self._restoring:
             self._adopt(ADOPT_MAX)
 
     async def adopt_everything(self) -> int:
         """All orphans there are, before anything else; returns how many streams they are."""
-        found = await self._loop.run_in_executor(self._thread, self._find_orphans, 1 << 30)
+        found = await self._loop.run_in_executor(self._adopter, self._find_orphans, 1 << 30)
         self._take_adopted(found)
         return len(found)
 
@@ -169,6 +170,8 @@ class WalRecorder:
         self._closing = True
         if self._sync_timer is not None:
             self._sync_timer.cancel()
+        await self._loop.run_in_executor(self._adopter, lambda: None)  # what it may be at has ended
+        self._adopter.shutdown()
         await self._loop.run_in_executor(self._thread, self._close)
         self._thread.shutdown()
 
@@ -304,7 +307,7 @@ class WalRecorder:
     def _adopt(self, streams_max: int) -> None:
         self._adopting = True
         self._adopt_at = self._loop.time() + ADOPT_EVERY_S
-        self._in_thread(partial(self._find_orphans, streams_max), self._take_adopted)
+        self._in_thread(partial(self._find_orphans, streams_max), self._take_adopted, self._adopter)
 
     def _on_restored(self, stream_ids: list[str]) -> None:
         self._restoring = False
@@ -383,9 +386,11 @@ class WalRecorder:
         if over and not self._dropped_in_vain:
             self._drop()
 
-    def _in_thread(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+    def _in_thread(
+        self, work: Callable[[], T], done: Callable[[T], None], thread: ThreadPoolExecutor | None = None
+    ) -> None:
         """An exception of the work is a bug of ours and ends the process (see cluster.runtime)."""
-        future = self._loop.run_in_executor(self._thread, work)
+        future = self._loop.run_in_executor(thread or self._thread, work)
         future.add_done_callback(lambda finished: None if self._closing else done(finished.result()))
 
 

@@ -40,6 +40,8 @@ SEGMENTS_MIN = 8  # that the limit has room for, so that there is something to d
 UNLINKS_MAX = 32  # by one call on the loop: each may take milliseconds
 LOCK_S = 0.5  # who only looks has the lock for an instant
 PAUSE_S = 0.02
+UNREADABLE_AGAIN_S = 10.0  # a stream of which the disk gives nothing back; then twice that, and so on
+UNREADABLE_AGAIN_MAX_S = 600.0
 
 _LEFT_ALONE = (QUARANTINE, "lost+found")
 
@@ -71,6 +73,8 @@ class WalDirectory:
         self._logs: list[StreamLog] = []  # replaced, never changed
         self._lock = threading.Lock()
         self._said: set[Path] = set()  # streams that can't be adopted
+        self._ledgers: dict[Path, DamageLedger] = {}  # of these: what was said isn't said again
+        self._unreadable: dict[Path, tuple[float, float]] = {}  # when to try again, and how long to wait after that
 
     @property
     def bytes_on_disk(self) -> int:
@@ -90,9 +94,13 @@ class WalDirectory:
         return self._opened(path, lock_fd, self._worker, StreamState(), ledger, parents)
 
     def adopt(self, max_streams: int) -> list[StreamLog]:
-        """Orphans, those of our own name first, the oldest first.  What can't be adopted is said, once."""
+        """Orphans, those of our own name first, the oldest first.  What can't be adopted is said, once.
+
+        One that the disk can't give back is tried ever more rarely: each try may take it minutes.  One call at a time.
+        """
         adopted: list[StreamLog] = []
-        waiting = self._streams()
+        now_s = time.monotonic()
+        waiting = [path for path in self._streams() if now_s >= self._unreadable.get(path, (0.0, 0.0))[0]]
         for _ in range(2):
             blocked: list[Path] = []
             for path in waiting:
@@ -245,7 +253,8 @@ class WalDirectory:
         """None when there is nothing to adopt.  Raises BlockingIOError when somebody has it."""
         lock_fd: int | None = None
         worker = path.parent.name
-        ledger = DamageLedger(self._quarantine, f"{worker}.{path.name}")
+        ledger = self._ledgers.pop(path, None) or DamageLedger(self._quarantine, f"{worker}.{path.name}")
+        _, again_s = self._unreadable.pop(path, (0.0, UNREADABLE_AGAIN_S))
         try:
             lock_fd = _lock(path)
             if lock_fd is None:
@@ -264,7 +273,11 @@ class WalDirectory:
         except NewerVersionError:
             self._say(path, f"{path} was written by a newer version of this program; it is left alone")
         except OSError as error:
-            advice = "check the disk" if error.errno == errno.EIO else "check its permissions"
+            self._ledgers[path] = ledger
+            advice = "check its permissions"
+            if error.errno == errno.EIO:
+                advice = "check the disk"
+                self._unreadable[path] = (time.monotonic() + again_s, min(2 * again_s, UNREADABLE_AGAIN_MAX_S))
             self._say(path, f"cannot adopt {path}: {error.strerror}: {error.filename or path}; {advice}")
         finally:
             if lock_fd is not None:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 import google_crc32c
@@ -28,6 +29,7 @@ class Quarantine:
         """``path``: of the WAL, not of the quarantine."""
         self.path = path / NAME
         self._counted = False
+        self._counting = threading.Lock()
         self._files = 0
         self._bytes = 0
         self._left: set[Path] = set()  # foreign files that could not be moved, which was said
@@ -87,14 +89,15 @@ class Quarantine:
 
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._counted:
-            return
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # somebody tidies up
-                    self._bytes += entry.stat(follow_symlinks=False).st_size
-                self._files += 1
-        self._counted = True
+        with self._counting:
+            if self._counted:
+                return
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # somebody tidies up
+                        self._bytes += entry.stat(follow_symlinks=False).st_size
+                    self._files += 1
+            self._counted = True
 
     def _move(self, path: Path, name: str) -> Path:
         """To the first free name, which is taken first: workers who move at once don't replace each other's."""

@@ -28,6 +28,7 @@ HEADER_END = SEGMENT_HEADER_BYTES
 CHUNK_BYTES = 1 << 20
 IOV_MAX = 1024
 PAGE_BYTES = 4096
+BAD_PAGES = 4  # of a segment that are tried one by one: each may take a disk seconds
 _GENERATIONS_MAX = 999_999
 
 
@@ -125,8 +126,10 @@ def open_for_reading(path: Path) -> int:
 def read_at(fd: int, offset: int, size: int, unread: list[int] | None = None) -> bytes:
     """``size`` bytes, or fewer where the file ends.
 
-    What the disk can't give back is read as zeros; ``unread`` collects where that ends.
+    What the disk can't give back is read as zeros; ``unread`` collects where that ends.  It also counts: from the
+    ``BAD_PAGES``th on twice as much is passed over each time, so a file of which nothing can be read costs a few tries.
     """
+    unread = [] if unread is None else unread
     parts = []
     while size > 0:
         try:
@@ -143,18 +146,19 @@ def read_at(fd: int, offset: int, size: int, unread: list[int] | None = None) ->
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _read_page(fd: int, offset: int, size: int, unread: list[int] | None) -> bytes:
-    """Up to the end of the page: around what is bad every page is tried alone."""
-    size = min(size, PAGE_BYTES - offset % PAGE_BYTES)
-    try:
-        return os.pread(fd, size, offset)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        size = max(0, min(size, os.fstat(fd).st_size - offset))
-        if unread is not None:
-            unread.append(offset + size)
-        return bytes(size)
+def _read_page(fd: int, offset: int, size: int, unread: list[int]) -> bytes:
+    """Up to the end of the page, which is tried alone, unless it just was; zeros for what can't be read."""
+    page_bytes = PAGE_BYTES - offset % PAGE_BYTES
+    if size > page_bytes:
+        try:
+            return os.pread(fd, page_bytes, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+    passed_bytes = page_bytes + PAGE_BYTES * ((1 << max(0, len(unread) + 1 - BAD_PAGES)) - 1)
+    size = max(0, min(size, passed_bytes, os.fstat(fd).st_size - offset))
+    unread.append(offset + size)
+    return bytes(size)
 
 
 def scan_file(
@@ -164,6 +168,7 @@ def scan_file(
 
     ``unread``: see ``read_at``.
     """
+    unread = [] if unread is None else unread
     wanted = 0
     while offset < end:
         size = min(max(wanted, chunk_bytes), end - offset)

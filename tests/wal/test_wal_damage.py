@@ -539,10 +539,66 @@ def test_a_segment_of_which_nothing_can_be_read_waits_for_the_disk(tmp_path, mon
         failing_pages(failing, path, {0})
         assert wal.adopt(1) == wal.adopt(1) == []
     one_warning(caplog, "cannot adopt", "Input/output error", path, "check the disk")
+    monkeypatch.setattr("cluster.wal.directory.time.monotonic", lambda: 1e9)  # it is not tried at once
     (again,) = wal.adopt(1)
     assert read_all(again) == source.entries
     assert not again.damaged
     wal.close()
+
+
+def test_what_cannot_be_read_is_tried_ever_more_rarely(tmp_path, monkeypatch, caplog):
+    """And each time with a few reads: a disk may take seconds over each."""
+    wal = directory(tmp_path, segment_bytes=1 << 20)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(90, 10_000))
+    crash(log)
+    (path,) = files_of(log)
+    failing_pages(monkeypatch, path, range(1000))
+    pread, failed = os.pread, []
+
+    def count(fd, size, offset):
+        try:
+            return pread(fd, size, offset)
+        except OSError:
+            failed.append(offset)
+            raise
+
+    monkeypatch.setattr(os, "pread", count)
+    now_s = 1000.0
+    monkeypatch.setattr("cluster.wal.directory.time.monotonic", lambda: now_s)
+    tried = []
+    while now_s < 5000:
+        failed.clear()
+        assert wal.adopt(1) == []
+        if failed:
+            tried.append(now_s)
+            assert len(failed) < 60
+        now_s += 5
+    waited = [after - before for before, after in itertools.pairwise(tried)]
+    assert waited[:8] == [10, 20, 40, 80, 160, 320, 600, 600]
+    one_warning(caplog, "cannot adopt", path)
+    wal.close()
+
+
+def test_what_is_said_of_a_stream_that_cannot_be_adopted_is_said_once(wal, monkeypatch, caplog):
+    log, source = wal.create(STREAM), Source()
+    for _ in range(9):
+        log.append(source.take(1, 400))
+    crash(log)
+    first = files_of(log)[0]
+    content = bytearray(first.read_bytes())
+    content[20] ^= 1
+    first.write_bytes(content)
+    with monkeypatch.context() as failing:
+        failing.setattr("cluster.wal.recovery.read_acked", lambda _: (_ for _ in ()).throw(PermissionError(13, "no")))
+        for _ in range(3):
+            assert wal.adopt(1) == []
+    lines = warnings_of(caplog)
+    assert len([line for line in lines if "the header of" in line]) == 1
+    assert len(lines) == 2
+    (adopted,) = wal.adopt(1)
+    assert read_all(adopted) == source.entries
+    assert adopted.damaged == 1
 
 
 def test_one_segment_of_which_nothing_can_be_read_keeps_only_its_own_batches(tmp_path, monkeypatch, caplog):

@@ -836,6 +836,32 @@ async def test_what_a_dead_worker_left_is_made_safe_when_it_is_adopted(recording
     assert sum(stream_id in path for path in disk.syncs) <= 1
 
 
+async def test_a_disk_that_takes_its_time_over_an_orphan_holds_back_no_fsync(recording, tmp_path, monkeypatch):
+    orphan(tmp_path, 3)
+    worker = recording(wal_fsync="batch")
+    reading, free = threading.Event(), threading.Event()
+    adopt = worker.recorder._directory.adopt
+
+    def slow(streams_max):
+        reading.set()
+        assert free.wait(DEADLINE_S)
+        return adopt(streams_max)
+
+    monkeypatch.setattr(worker.recorder._directory, "adopt", slow)
+    worker.recorder.beat()
+    await until(reading.is_set)
+    try:
+        worker.write(1)
+        assert await worker.told(WalWritten) == WalWritten(worker.live, 1)
+        closing = asyncio.ensure_future(worker.close())
+        await turns()
+        assert not closing.done()
+    finally:
+        free.set()
+    await asyncio.wait_for(closing, DEADLINE_S)
+    assert len(adopted_by(tmp_path)) == 2, "and what it found is given up again"
+
+
 # ---- expiry -------------------------------------------------------------------------------------------------------
 
 
