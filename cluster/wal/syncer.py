@@ -5,7 +5,8 @@ have dropped what it could not write: that segment is sealed and never synced ag
 back and written to a new segment, which is synced in turn.  If that fails, too, the next call begins with another copy,
 of at most a segment's size, and looks at nothing else before that one is safe: a disk that goes on failing costs one
 copy for each call.  A file that somebody removed is written again from its open descriptor.  Where no descriptor is to
-be had nothing was tried: the next call tries it.  So it does with a directory whose fsync failed.
+be had nothing was tried: the next call tries it; whatever an fsync itself answers is a failure.  A directory above
+whose fsync failed is tried by the next call, too.
 
 The lock is not held while waiting for the disk, only while copying.
 """
@@ -116,11 +117,11 @@ class Syncer:
                 sync_directory(parent)
             except OSError as error:
                 unsafe_parents.append(parent)
-                failure = WalError.of(error, "fsync", parent)
+                failure = _worse(WalError.of(error, "fsync", parent), failure)
         with self._chain.lock:
             self._parents += unsafe_parents
             for job in jobs:
-                failure = self._settle(job) or failure
+                failure = _worse(self._settle(job), failure)
         return failure
 
     # ---- with the lock --------------------------------------------------------------------------------------------
@@ -145,13 +146,14 @@ class Syncer:
             if segment.end == job.end:
                 self._forget(segment)
             return None
-        if is_shortage(job.error):
+        if job.fd < 0 and is_shortage(job.error):  # else it was the fsync's answer
             return WalError.of(job.error, "open", segment.path)
         if job.all_unsafe:
             segment.synced_end = 0
         self._fail(segment)
         advice = "what was not safe is written to a new segment; check the disk"
-        return WalError.of(job.error, "make safe", segment.path, advice)
+        failure = WalError.of(job.error, "make safe", segment.path, advice)
+        return failure if failure.kind != "shortage" else WalError(str(failure))
 
     def _forget(self, segment: Segment) -> None:
         """It is safe, or no longer what is to be made safe."""
@@ -260,6 +262,13 @@ class _SyncJob(msgspec.Struct, eq=False, kw_only=True):
             self.error = error
         finally:
             os.close(self.fd)
+
+
+def _worse(first: WalError | None, second: WalError | None) -> WalError | None:
+    """Of two the one that is to be said: a failure before a shortage, after which nothing is known to be wrong."""
+    if first is None or second is None:
+        return first or second
+    return second if first.kind == "shortage" else first
 
 
 def _reopen(segment: Segment) -> int:

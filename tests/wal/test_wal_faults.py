@@ -424,6 +424,53 @@ def test_without_descriptors_no_fsync_has_failed(wal, log, source, disk, monkeyp
     assert read_all(reopened(wal, log)) == source.entries
 
 
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EMFILE])
+@pytest.mark.parametrize("call", ["fdatasync", "fsync"])
+def test_an_fsync_that_lacks_something_has_failed(wal, log, source, disk, monkeypatch, error, call):
+    """It was tried, and nobody knows what the kernel has dropped since."""
+    if call == "fdatasync":
+        log.sync()
+    log.append(source.take(2, 20))
+    real, calls = getattr(os, call), []
+
+    def refuse_once(fd):
+        calls.append(fd)
+        if len(calls) == 1:
+            raise OSError(error, os.strerror(error))
+        real(fd)
+
+    monkeypatch.setattr(os, call, refuse_once)
+    with pytest.raises(WalError, match="cannot make safe") as caught:
+        log.sync()
+    assert caught.value.kind == "io", "it counts as a failure"
+    log.sync()
+    assert [path.name for path in files_of(log)] == [f"{1:020d}.1.wal"]
+    assert read_all(reopened(wal, log)) == source.entries
+
+
+def test_a_shortage_does_not_hide_a_failure(wal, log, source, disk, monkeypatch):
+    log.sync()
+    for _ in range(2):
+        log.append(source.take(1, 20))
+        log._appender.active = None
+    later = log._chain.segments[1]
+    dup = os.dup
+
+    def refuse(fd):
+        if fd == later.fd:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return dup(fd)
+
+    disk.syncs_fail = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "dup", refuse)
+        with pytest.raises(WalError, match="cannot make safe") as caught:
+            log.sync()
+    assert caught.value.kind == "io"
+    log.sync()
+    assert read_all(reopened(wal, log)) == source.entries
+
+
 def test_without_descriptors_what_lies_elsewhere_is_not_lost(log, source, disk, monkeypatch):
     """A gap that an earlier segment fills is no hole because that can't be opened now."""
     log.append(source.take(3, 20))
