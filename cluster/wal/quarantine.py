@@ -1,7 +1,8 @@
 """Where damaged bytes and foreign files go: ``DATA_DIR/wal/quarantine``.
 
 Nothing in it is read or deleted by us, and several workers may use it at once.  It has limits, so that a bad disk
-doesn't fill what is left of it; what can't be kept is said to be so, and is never an error: the WAL goes on.
+doesn't fill what is left of it; what can't be kept is said to be so, and the WAL goes on.  Only a whole segment that
+can't be moved is an error: whoever wanted to delete it leaves it.
 """
 
 import contextlib
@@ -57,8 +58,7 @@ class Quarantine:
     def move(self, path: Path, name: str, why: str) -> bool:
         """Move a foreign file, directory or link out of the way, and say so."""
         try:
-            self._prepare()
-            target = self._move(path, _plain(name))
+            self._move_and_say(path, name, why)
         except FileNotFoundError:
             return False  # somebody else was quicker
         except OSError as error:
@@ -69,23 +69,27 @@ class Quarantine:
                     why, str(path), self.path, error.strerror,
                 )  # fmt: skip
             return False
-        self._files += 1
-        logger.warning("%s in the WAL: %r; moved to %s", why, str(path), target)
         return True
 
     def take(self, path: Path, name: str, why: str) -> bool:
-        """As ``move``, for a file of our own, which may be large; False when there is no room for it."""
-        try:
-            self._prepare()
-            size_bytes = path.stat(follow_symlinks=False).st_size
-        except OSError:
-            return False
+        """As ``move``, for a file of our own, which may be large; False when there is no room for it, which is said.
+
+        Raises OSError when it can't be moved: then it is where it was.
+        """
+        self._prepare()
+        size_bytes = path.stat(follow_symlinks=False).st_size
         if self._files >= FILES_MAX or self._bytes + size_bytes > BYTES_MAX:
-            logger.warning("%s is not kept, because %s is full: %r", why, self.path, str(path))
+            logger.warning("%s is deleted, not kept, because %s is full: %r", why, self.path, str(path))
             return False
-        moved = self.move(path, name, why)
-        self._bytes += size_bytes if moved else 0
-        return moved
+        self._move_and_say(path, name, why)
+        self._bytes += size_bytes
+        return True
+
+    def _move_and_say(self, path: Path, name: str, why: str) -> None:
+        self._prepare()
+        target = self._move(path, _plain(name))
+        self._files += 1
+        logger.warning("%s in the WAL: %r; moved to %s", why, str(path), target)
 
     def _prepare(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

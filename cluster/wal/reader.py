@@ -76,8 +76,13 @@ class DamageLedger:
     def remove(self, segment: Segment) -> None:
         """Delete the file, or keep it whole where the disk did not give back all of it.  Raises OSError."""
         name = f"{self._prefix}.{segment.name}"
-        if not segment.unread or not self._quarantine.take(segment.path, name, "a segment that could not all be read"):
-            remove_file(segment.path)
+        try:
+            if segment.unread and self._quarantine.take(segment.path, name, "a segment that could not all be read"):
+                return
+        except FileNotFoundError:  # somebody removed it; or the quarantine, just now
+            if os.path.lexists(segment.path):
+                raise
+        remove_file(segment.path)
 
 
 class SegmentReader:

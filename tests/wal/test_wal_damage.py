@@ -705,6 +705,33 @@ def test_a_segment_that_could_not_all_be_read_is_kept_when_its_time_has_come(tmp
     wal.close()
 
 
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EACCES, errno.ENOSPC])
+def test_a_segment_that_could_not_all_be_read_stays_where_it_cannot_be_moved(tmp_path, monkeypatch, caplog, error):
+    wal = directory(tmp_path, segment_bytes=100_000)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(10, 1000))
+    log.close()
+    (path,) = files_of(log)
+    content = path.read_bytes()
+    failing_pages(monkeypatch, path, {1})
+    (log,) = wal.adopt(1)
+    read_all(log)
+    log.acknowledged(log.last_seq, NOW_S)
+    caplog.clear()
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(error, os.strerror(error))))
+        for _ in range(2):
+            log.expire(NOW_S + 600)
+        assert path.read_bytes() == content
+        one_warning(caplog, "cannot delete the WAL segment", path, os.strerror(error))
+    log.expire(NOW_S + 600)
+    assert log.finished
+    assert not path.exists()
+    (kept,) = [each for each in kept_files(wal) if not each.name.endswith(".bad")]
+    assert kept.read_bytes() == content
+    wal.close()
+
+
 def test_when_the_quarantine_is_full_what_could_not_be_read_goes_all_the_same(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("cluster.wal.quarantine.BYTES_MAX", 5_000)
     wal = directory(tmp_path, segment_bytes=100_000)
@@ -719,7 +746,7 @@ def test_when_the_quarantine_is_full_what_could_not_be_read_goes_all_the_same(tm
     log.expire(NOW_S + 600)
     assert log.finished
     assert not path.exists()
-    assert any("is not kept" in line and "is full" in line for line in warnings_of(caplog))
+    assert any("is deleted, not kept" in line and "is full" in line for line in warnings_of(caplog))
     wal.close()
 
 
