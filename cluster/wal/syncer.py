@@ -6,7 +6,8 @@ back and written to a new segment, which is synced in turn.  If that fails, too,
 of at most a segment's size, and looks at nothing else before that one is safe: a disk that goes on failing costs one
 copy for each call.  A file that somebody removed is written again from its open descriptor.  Where no descriptor is to
 be had nothing was tried: the next call tries it; whatever an fsync itself answers is a failure.  A directory above
-whose fsync failed is tried by the next call, too.
+whose fsync failed is tried by the next call, too: no file is safe before the names above it are.  Where it can't ever
+be done (no permission to open it, a file system that doesn't know it), that is said, once, and no longer tried.
 
 The lock is not held while waiting for the disk, only while copying.
 """
@@ -25,6 +26,8 @@ from cluster.wal.chain import SegmentChain
 from cluster.wal.errors import WalError, is_shortage
 from cluster.wal.format import DamagedRange, Entry, encode_entry_header
 from cluster.wal.segment import HEADER_END, Segment, is_removed, open_for_reading, scan_file
+
+_NEVER = (errno.EINVAL, errno.ENOTSUP, errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)  # of a directory above
 
 logger = logging.getLogger("cluster.wal")
 
@@ -71,6 +74,11 @@ class Syncer:
             if copy is not None:
                 self._say(copy)
 
+    def add_parents(self, parents: Sequence[Path]) -> None:
+        """With the next ``sync``."""
+        with self._chain.lock:
+            self._parents += [parent for parent in parents if parent not in self._parents]
+
     def close(self) -> None:
         with self._syncing, self._chain.lock:
             self._chain.closed = True
@@ -116,6 +124,9 @@ class Syncer:
             try:
                 sync_directory(parent)
             except OSError as error:
+                if error.errno in _NEVER:
+                    self._say_never(parent, error)
+                    continue
                 unsafe_parents.append(parent)
                 failure = _worse(WalError.of(error, "fsync", parent), failure)
         with self._chain.lock:
@@ -123,6 +134,12 @@ class Syncer:
             for job in jobs:
                 failure = _worse(self._settle(job), failure)
         return failure
+
+    def _say_never(self, parent: Path, error: OSError) -> None:
+        logger.warning(
+            "cannot fsync %s: %s; should the machine crash soon, the WAL's new directories in it may be missing",
+            parent, error.strerror,
+        )  # fmt: skip
 
     # ---- with the lock --------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.wal import syncer
 from cluster.wal.errors import WalError
 from cluster.wal.format import SEGMENT_HEADER_BYTES
 from tests.wal.streams import STREAM, Source, crash, directory, files_of, one_warning, read_all, warnings_of
@@ -390,6 +391,22 @@ def test_a_directory_above_is_synced_again_until_that_succeeds(wal, log, source,
     log.append(source.take(1, 20))
     log.sync()
     assert set(synced) <= {log.path}
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP, errno.ENOENT, errno.EACCES])
+def test_a_directory_above_that_can_never_be_synced_is_said_once(wal, log, source, monkeypatch, caplog, error):
+    real = syncer.sync_directory
+
+    def refuse(path):
+        if path == wal.path.parent:
+            raise OSError(error, os.strerror(error))
+        real(path)
+
+    monkeypatch.setattr(syncer, "sync_directory", refuse)
+    for _ in range(3):
+        log.append(source.take(1, 20))
+        log.sync()
+    one_warning(caplog, "cannot fsync", wal.path.parent, os.strerror(error))
 
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE])
