@@ -31,7 +31,6 @@ from cluster.wal.quarantine import Quarantine
 from cluster.wal.reader import DamageLedger
 from cluster.wal.recovery import recover
 from cluster.wal.segment import remove_file
-from cluster.wal.syncer import sync_directory
 
 __all__ = ["StreamInfo", "WalDirectory", "list_streams"]
 
@@ -71,6 +70,7 @@ class WalDirectory:
         self._segment_bytes = min(segment_bytes, max(limit_bytes // SEGMENTS_MIN, SEGMENT_BYTES_MIN))
         self._quarantine = Quarantine(path)
         self._logs: list[StreamLog] = []  # replaced, never changed
+        self._parents: list[Path] = []  # something was made in them, maybe by a try that failed: see ``Syncer``
         self._lock = threading.Lock()
         self._said: set[Path] = set()  # streams that can't be adopted
         self._ledgers: dict[Path, DamageLedger] = {}  # of these: what was said isn't said again
@@ -85,13 +85,12 @@ class WalDirectory:
         if not is_stream_id(stream_id):
             raise WalError(f"{stream_id!r} is not the id of a stream")
         path = self._own / stream_id
-        parents: list[Path] = []
         try:
-            lock_fd = self._make_and_lock(path, parents)
+            lock_fd = self._make_and_lock(path)
         except OSError as error:
             raise WalError.of(error, "create the stream", path) from error
         ledger = DamageLedger(self._quarantine, f"{self._worker}.{stream_id}")
-        return self._opened(path, lock_fd, self._worker, StreamState(), ledger, parents)
+        return self._opened(path, lock_fd, self._worker, StreamState(), ledger, self._take_parents())
 
     def adopt(self, max_streams: int) -> list[StreamLog]:
         """Orphans, those of our own name first, the oldest first.  What can't be adopted is said, once.
@@ -145,17 +144,14 @@ class WalDirectory:
         for log in self._open_logs():
             if not log.displaced:
                 continue
-            parents: list[Path] = []
             try:
-                lock_fd = self._try_make_and_lock(log.path, parents)
+                lock_fd = self._try_make_and_lock(log.path)
                 if lock_fd is None:
                     continue  # somebody looks at it: the next time
                 logger.critical(
                     "somebody removed %s, which is in use; it is made again, and what can be written again is", log.path
                 )
-                log.settle(lock_fd)
-                for parent in parents:
-                    sync_directory(parent)
+                log.settle(lock_fd, self._take_parents())
             except WalError as error:
                 self._say(log.path, str(error))
             except OSError as error:
@@ -167,10 +163,10 @@ class WalDirectory:
         for log in self._open_logs():
             log.close()
 
-    def _make_and_lock(self, path: Path, parents: list[Path]) -> int:
-        """A new, empty directory.  ``parents`` collects the directories that something was made in."""
+    def _make_and_lock(self, path: Path) -> int:
+        """A new, empty directory."""
         deadline = time.monotonic() + LOCK_S
-        while (lock_fd := self._try_make_and_lock(path, parents)) is None:
+        while (lock_fd := self._try_make_and_lock(path)) is None:
             if time.monotonic() > deadline:
                 raise OSError(errno.EBUSY, "another process has it")
             time.sleep(PAUSE_S)
@@ -179,22 +175,31 @@ class WalDirectory:
             raise OSError(errno.EEXIST, "there is a stream of that id already")
         return lock_fd
 
-    def _try_make_and_lock(self, path: Path, parents: list[Path]) -> int | None:
+    def _try_make_and_lock(self, path: Path) -> int | None:
         """None: someone has it, or has just removed it."""
         if not self.path.is_dir():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            parents.append(self.path.parent)
+            self._add_parent(self.path.parent)
         try:
             for each in (path.parent, path):
                 if os.path.lexists(each) and not stat.S_ISDIR(each.lstat().st_mode):
                     self._quarantine.move(each, each.name, "a foreign file")
                 with contextlib.suppress(FileExistsError):
                     each.mkdir(mode=0o700)
-                    if each.parent not in parents:
-                        parents.append(each.parent)
+                    self._add_parent(each.parent)
             return _lock(path)
         except (FileNotFoundError, BlockingIOError):
             return None
+
+    def _add_parent(self, parent: Path) -> None:
+        with self._lock:
+            if parent not in self._parents:
+                self._parents.append(parent)
+
+    def _take_parents(self) -> list[Path]:
+        with self._lock:
+            parents, self._parents = self._parents, []
+            return parents
 
     # ---- limits ---------------------------------------------------------------------------------------------------
 

@@ -266,12 +266,14 @@ class StreamLog:
             return not self.closed and error.errno in (errno.ENOENT, errno.ENOTDIR)
         return not self.closed and (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
-    def settle(self, lock_fd: int) -> None:
+    def settle(self, lock_fd: int, parents: Sequence[Path] = ()) -> None:
         """Go on in the directory that is at ``path`` now, of which ``lock_fd`` is; that is the log's from now on.
+        ``parents``: see ``Syncer``.
 
         What is in files that are still open is written again, the rest is lost.  Raises WalError.
         """
         with self._reading:
+            self._syncer.add_parents(parents)
             try:
                 self._chain.check_open()
                 os.dup2(lock_fd, self._lock_fd, inheritable=False)  # the same number for all who have it

@@ -4,11 +4,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -468,6 +470,37 @@ def test_a_stream_that_cannot_be_made_is_one_line(wal, monkeypatch, error):
     assert caught.value.kind == ("full" if error == errno.ENOSPC else "io")
     assert str(wal.path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_try_that_failed_has_made_is_made_safe_too(wal, monkeypatch):
+    """A disk that is full for a while: of a directory, of a stream that is made, and of one that is made again."""
+    mkdir, fsync, fails, synced = Path.mkdir, os.fsync, [], set()
+
+    def fail_once(path, *arguments, **more):
+        if path.name == STREAM and not fails:
+            fails.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", fail_once)
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(Path(f"/proc/self/fd/{fd}").readlink()) or fsync(fd))
+    with pytest.raises(WalError, match="No space left"):
+        wal.create(STREAM)
+    log, source = wal.create(STREAM), Source()
+    log.append(source.take(1))
+    log.sync()
+    above = {wal.path.parent, wal.path, wal.path / "worker-1"}
+    assert above <= synced
+    synced.clear()
+    fails.clear()
+    shutil.rmtree(wal.path)
+    assert wal.restore() == [STREAM]
+    assert log.displaced
+    assert wal.restore() == [STREAM]
+    log.append(source.take(1))
+    log.sync()
+    assert above <= synced
+    assert read_all(log) == source.entries
 
 
 def test_a_file_in_the_place_of_the_wal_is_one_line(tmp_path):
