@@ -237,7 +237,7 @@ class WalRecorder:
         self._sync_failing = bool(failed)
         for stream_id, seq in written.items():
             if stream_id in failed:
-                self._unsynced.setdefault(stream_id, seq)
+                self._unsynced[stream_id] = max(seq, self._unsynced.get(stream_id, 0))
             elif seq and self._policy == "batch":
                 self._submit(WalWritten(stream_id, seq))
         if self._unsynced:

@@ -330,6 +330,23 @@ async def test_after_a_failed_fsync_the_batches_are_in_a_new_segment(
     assert adopted_by(tmp_path) == {worker.live: entries}
 
 
+async def test_what_waits_for_an_fsync_that_fails_still_waits_when_its_directory_was_made_again(
+    recording, disk, monkeypatch
+):
+    """That wants an fsync as well, for which nobody waits."""
+    monkeypatch.setattr(recorder_module, "SYNC_AGAIN_S", 0.01)
+    worker = recording(wal_fsync="batch")
+    disk.free.clear()
+    worker.write(1)
+    await until(lambda: disk.syncs)
+    worker.recorder._on_restored([worker.live])
+    disk.error = errno.EIO
+    disk.free.set()
+    await until(lambda: worker.recorder.sync_failures)
+    disk.error = 0
+    assert await worker.told(WalWritten) == WalWritten(worker.live, 1)
+
+
 async def test_with_batch_nothing_is_written_before_a_later_fsync_succeeded(recording, disk, monkeypatch):
     monkeypatch.setattr(recorder_module, "SYNC_AGAIN_S", 0.01)
     worker = recording(wal_fsync="batch")
