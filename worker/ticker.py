@@ -133,6 +133,8 @@ class Ticker:
         self._gates: dict[str, HostGate] = {}
         self._busy: list[tuple[int, int]] = []  # heap of (until, project id), polls in flight at former owners
         self._foreign: dict[int, list[int]] = {}  # project id -> until of each of them
+        # Project id -> ticks (first, last, interval) of former grids that were taken before their end was heard of.
+        self._taken_late: dict[int, list[tuple[int, int, int]]] = {}
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -302,12 +304,15 @@ class Ticker:
             if flight is not None:
                 flight.released = spec.id in ours  # the coordinator has it on its list, and is to be told
             before = inherited.pop(spec.id, None)
+            counted = spec.id not in uncounted
+            if before is not None and not counted and before.trigger == "tick":
+                # Of a span the former owner did not know?  Its ticks follow below.
+                before = before if before.scheduled_at_ms < spec.since_ms else None
             if before is not None and scheduled.busy:
                 if before.trigger == "tick":
                     self._miss(scheduled, before.scheduled_at_ms, before.scheduled_at_ms, "handover", now_ms)
             elif before is not None:
                 self._wait(scheduled, before.scheduled_at_ms, before.trigger)
-            counted = spec.id not in uncounted
             after_ms = resume_after_ms if counted or resume_after_ms is None else spec.since_ms - 1
             self._resume(scheduled, after_ms, reason, spec.id in first_polls, now_ms, granted=True)
         for span in ended:
@@ -567,6 +572,7 @@ class Ticker:
             and scheduled.trigger == "tick"
             and (scheduled.waiting_ms - scheduled.phase) % spec.interval_ms != 0
         )
+        given_back = scheduled.waiting_ms if waits_off_grid else -1  # neither polled nor counted
         if waits_off_grid:
             self._leave_line(scheduled)
         upper = min(now_ms, first + spec.interval_ms * INTERVAL_CHANGE_TICKS_MAX)
@@ -575,6 +581,18 @@ class Ticker:
             for tick in range(first, upper + 1, spec.interval_ms)
             if tick < old.since_ms or (tick - old_phase) % old.interval_ms != 0 or tick >= old_next
         ]
+        earlier = [each for each in self._taken_late.pop(spec.id, []) if each[1] >= spec.since_ms]
+        pending = [
+            tick
+            for tick in pending
+            if not any(begun <= tick <= last and (tick - begun) % step == 0 for begun, last, step in earlier)
+        ]
+        begun = first_tick_from(max(spec.since_ms, old.since_ms), old_phase, old.interval_ms)
+        earlier.append((begun, old_next - old.interval_ms, old.interval_ms))
+        earlier = [(begun, last - step if last == given_back else last, step) for begun, last, step in earlier]
+        earlier = [each for each in earlier if each[0] <= each[1]]
+        if earlier:
+            self._taken_late[spec.id] = earlier
         following = first_tick_from(now_ms + 1, scheduled.phase, spec.interval_ms)
         for tick in pending[:-1]:
             self._miss(scheduled, tick, tick, "handover", now_ms)
@@ -616,6 +634,7 @@ class Ticker:
         self._slots[scheduled.slot] = None
         self._free.append(scheduled.slot)
         self._leave_gate(scheduled.gate)
+        self._taken_late.pop(scheduled.spec.id, None)
         self.count -= 1
 
     def _tidy(self) -> None:
