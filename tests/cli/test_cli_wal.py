@@ -424,13 +424,17 @@ def test_log_lines_for_programs(cluster, data_dir, database_url):
     assert roles == {"replay", "writer"}
 
 
-def test_progress_is_told(cluster, data_dir, database_url, monkeypatch):
+def test_progress_is_told(cluster, data_dir, database_url, rows, monkeypatch):
+    """Of a database that takes half a second for each transaction."""
     monkeypatch.setattr(wal_module, "PROGRESS_S", 0.05)
+    slow = "BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END"
+    rows.execute(f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS '{slow}'")
+    rows.execute("CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON ingest_stream EXECUTE FUNCTION slow()")
     for number in range(12):  # four at a time are delivered
-        leave_polls(data_dir, 300, batches=30, worker=f"worker-{number}", first_project=1 + 300 * number)
+        leave_polls(data_dir, 300, batches=10, worker=f"worker-{number}", first_project=1 + 300 * number)
     ran = cluster("wal", "replay", "--database-url", database_url)
     assert ran.status == 0, ran
-    told = [int(done) for done in re.findall(r"^(\d+) of 108360 results delivered$", ran.err, re.MULTILINE)]
+    told = [int(done) for done in re.findall(r"^(\d+) of 36120 results delivered$", ran.err, re.MULTILINE)]
     assert told, ran.err
     assert told == sorted(set(told))
 
