@@ -34,6 +34,7 @@ from coordinator.uncovered import Hearing, Owed, Uncovered
 
 PARTITIONS_PER_GRANT = 512
 SESSIONS_PER_EPOCH = 1_000_000
+UNKNOWN_MS = 60_000  # a span that began so late may have been committed too late for a coordinator that died since
 
 
 class WireGrant(msgspec.Struct, frozen=True):
@@ -109,7 +110,8 @@ class Teller:
                 self._end_span(index, before, since_ms, touched)
             partition = self._state.ownership.partitions[index]
             immediate = is_new and not event.initial
-            if not event.initial and (is_new or self._is_new_span(before, record.blob)):
+            unknown = not event.initial or since_ms > now_ms - UNKNOWN_MS  # to a former coordinator, too
+            if unknown and (is_new or self._is_new_span(before, record.blob)):
                 self.uncovered.begin(index, record.id, since_ms, wants_poll=immediate)
             owner = self._state.told_owner(partition)
             if owner is not None:
