@@ -407,6 +407,8 @@ async def writer_process(ground: Ground) -> AsyncIterator[psutil.Process]:
         if child.poll() is None:
             child.kill()
             child.wait()
+        if child.stdin is not None:
+            child.stdin.close()
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.bench import engine, million, rig, throughput
+from tests.bench import engine, million, replay, rig, throughput, wal
 
 pytestmark = pytest.mark.bench
 
@@ -62,6 +62,30 @@ def test_engines_report_what_a_poll_costs():
     assert "lean : bare" in text
     assert "HTTPS, new" in text
     assert msgspec.json.decode(msgspec.json.encode(measured), type=engine.EngineFigures) == measured
+
+
+async def test_a_replay_reports_each_scenario():
+    words = ["--rows", "20000", "--streams", "2", "--projects", "100"]
+    found = await replay.main(replay.arguments_of(words))
+
+    assert [each.scenario for each in found] == list(replay.SCENARIOS)
+    assert all(each.rows == 20_000 and each.rows_per_s > 0 and each.writer_us_per_row > 0 for each in found)
+    duplicates = {each.scenario: each.duplicates for each in found if each.duplicates}
+    assert duplicates == {"late, 1 %": 200, "late, 50 %": 10_000}
+    text = shown(replay.show, found)
+    assert all(scenario in text for scenario in replay.SCENARIOS)
+
+
+def test_the_wal_is_measured_with_each_policy(tmp_path):
+    measured = wal.main(wal.arguments_of(["--results", "4000", "--directory", str(tmp_path)]))
+
+    assert {(each.policy, each.batch_results) for each in measured.appends} == {
+        (policy, results) for policy in wal.POLICIES for results in wal.BATCH_RESULTS
+    }
+    assert all(0 < each.results <= 4_000 and each.results_per_s > 0 for each in measured.appends)
+    assert list(tmp_path.iterdir()) == [], "it cleans up after itself"
+    assert "read back MB/s" in shown(wal.show, measured)
+    assert msgspec.json.decode(msgspec.json.encode(measured), type=wal.WalFigures) == measured
 
 
 async def test_a_cluster_that_does_not_start_is_reported_with_its_log():
