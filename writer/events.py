@@ -74,7 +74,6 @@ class LedgerWentBack(msgspec.Struct, frozen=True):
     """A stream of the flush stands before its ``base_seq``: the database is an older one.  Nothing was committed."""
 
     flush_id: int
-    positions: dict[str, int]  # the ledger's last_seq of each stream of the flush
 
 
 FailureKind = Literal["retry", "fatal"]

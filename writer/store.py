@@ -179,7 +179,7 @@ class Store:
             except ledger.LedgerMovedError:
                 found = await ledger.positions(conn, list(known))
                 if _is_set_back(flush.parts, known, found):
-                    return LedgerWentBack(flush.flush_id, found)
+                    return LedgerWentBack(flush.flush_id)
                 known = found
                 parts = ledger.leave_out(parts, found)
             except partitions.MissingPartitionError:

@@ -663,8 +663,7 @@ class World:
             self.step(process, wr.DatabaseFailed("retry", "the database is away"))
             return
         if self.database.behind(flush):
-            positions = {part.stream_id: self.database.ledger.get(part.stream_id, 0) for part in flush.parts}
-            self.step(process, wr.LedgerWentBack(flush.flush_id, positions))
+            self.step(process, wr.LedgerWentBack(flush.flush_id))
             return
         lost_answer = self.faults.loss > 0 and self.random.random() < 0.05
         written, duplicates = self.database.commit(flush)

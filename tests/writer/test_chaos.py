@@ -75,7 +75,7 @@ class Database:
             return DatabaseFailed("retry", "away")
         positions = {part.stream_id: self.ledger.get(part.stream_id, 0) for part in effect.flush.parts}
         if any(positions[part.stream_id] < part.base_seq for part in effect.flush.parts):
-            return LedgerWentBack(effect.flush.flush_id, positions)
+            return LedgerWentBack(effect.flush.flush_id)
         for part in effect.flush.parts:
             last_seq = self.ledger.get(part.stream_id, 0)
             self.table += [(part.stream_id, batch.seq) for batch in part.batches if batch.seq > last_seq]

@@ -631,7 +631,7 @@ def test_a_flush_finds_the_ledger_set_back():
     play = committed(play, peer=b"q", stream=S2, worker="worker-2", until=3)
     play.batch(6).batch(4, peer=b"q", stream=S2).pass_ms(100)
     flush = play.flush()
-    play.tell(LedgerWentBack(flush.flush_id, {S1: 2, S2: 3}))
+    play.tell(LedgerWentBack(flush.flush_id))
     assert play.take() == [LoadLedger([S1, S2])], "every position is read again"
     view = play.core.view(play.now)
     assert (view.pending_bytes, view.pending_rows) == (0, 2), "what was received is sent again, and still owed"
@@ -650,7 +650,7 @@ def test_a_flush_finds_the_ledger_set_back():
 
 def test_what_is_sent_again_goes_on_from_the_ledger():
     play = committed(Play(), until=3).batch(4).pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 1}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 1}))
     for seq in (2, 3, 4):
         play.take()
@@ -702,7 +702,7 @@ def test_everybody_is_asked_once_not_in_a_circle():
     """The answers to WhichStream are hellos that know of the older database."""
     play = committed(Play(), until=5)
     play.hello(acked_seq=5).batch(6).pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 2}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 2})).take()
     play.effects = []
     play.hello(acked_seq=2)
@@ -762,7 +762,7 @@ def test_a_flush_that_fails_meanwhile_is_repeated_first():
 def test_a_position_that_was_read_and_told_counts_as_acknowledged():
     """The worker does not know how far it was, the ledger does: 9.  Later it says 5."""
     play = Play().welcomed(position=9).batch(10).pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 5}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 5}))
     assert len(logs(play)) == 1
     assert play.sent() == [(b"p", StreamWelcome(S1, 5, CREDIT_BYTES)), (b"p", WhichStream())]
@@ -773,7 +773,7 @@ def test_a_position_that_was_read_and_told_counts_as_acknowledged():
 def test_an_older_database_that_turns_out_to_be_the_newer_one_after_all():
     """A failover and back: what was committed before counts again."""
     play = committed(Play(), until=5).batch(6).pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 2}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 2})).batch(3).pass_ms(100)
     flush = play.flush()
     play.sent()
@@ -787,7 +787,7 @@ def test_an_absent_worker_is_asked_when_it_comes():
     play = committed(Play(), until=5)
     play.welcomed(b"q", S2, worker="worker-2").batch(1, peer=b"q", stream=S2).tell(PeerUnreachable(b"p"))
     play.pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S2: 0}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 2, S2: 0}))
     assert [peer for peer, message in play.sent() if message == WhichStream()] == [b"q"]
     play.hello(b"r", acked_seq=5)
@@ -800,7 +800,7 @@ def stopped_by_an_older_database():
     play = Play().welcomed(position=9).batch(10, rows=3).pass_ms(100)
     flush = play.flush()
     play.tell(StopRequested(30_000))
-    play.tell(LedgerWentBack(flush.flush_id, {S1: 5}))
+    play.tell(LedgerWentBack(flush.flush_id))
     assert play.take(Finish, LoadLedger) == [LoadLedger([S1])]
     play.tell(LedgerLoaded({S1: 5}))
     assert play.take(Finish) == []
@@ -821,7 +821,7 @@ def test_a_stop_counts_what_an_older_database_did_not_take():
 
 def test_what_is_received_again_is_owed_no_more_once_it_is_committed():
     play = committed(Play(), until=5).batch(6, rows=3).pass_ms(100)
-    play.tell(LedgerWentBack(play.flush().flush_id, {S1: 4}))
+    play.tell(LedgerWentBack(play.flush().flush_id))
     play.tell(LedgerLoaded({S1: 4}))
     for seq, owed in ((5, 3), (6, 0)):
         play.take()
