@@ -9,6 +9,8 @@ straight into their day's result partition, missed ranges follow.  When the serv
 - a unique violation, or data the server refuses: the same transaction again on the *careful path*, which asks first
   what is there already, and halves what the server refuses down to single records, which go to ingest_reject.  A flush
   that follows one with duplicates takes it at once;
+- more of it is refused than REFUSED_MAX: it is committed batch by batch, in a transaction and an operation each, so
+  that neither locks nor time run out however much of it is refused;
 - no partition for a day: it is created, in a transaction of its own, and the flush tried again.
 
 A result takes its tick out of a missed range that has it, and of a missed range only what is in neither table is
@@ -21,6 +23,7 @@ operation at a time.
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 from collections import defaultdict
@@ -52,6 +55,7 @@ from writer.records import (
 from writer.taken import absent, free, store_ranges, unclaimed
 
 OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
+REFUSED_MAX = 100  # of one transaction: each costs a score of savepoints, whose locks the server holds to its end
 ATTEMPTS_MAX = 4  # of one flush per call: ledger, partition, careful path
 # The store looks rows up by key and never joins or scans whole tables, so plans that would are out of the question,
 # however small a table was when the plan was made.  A server must not wait for ever for a writer that has vanished.
@@ -73,6 +77,10 @@ class StoreError(Exception):
         self.kind = kind
 
 
+class _TooManyRefusedError(Exception):
+    """The flush is to be committed in smaller transactions; nothing of it was."""
+
+
 class _Plan(msgspec.Struct):
     """A flush sorted by where its records go."""
 
@@ -80,6 +88,7 @@ class _Plan(msgspec.Struct):
     spreads: dict[str, TickSpread]  # of these results, by stream
     missed: list[MissedRecord]
     rejected: list[Rejected]
+    batches: int
 
 
 class _Written(msgspec.Struct):
@@ -128,8 +137,15 @@ class Store:
         await self.run(lambda conn: ledger.mark_ended(conn, stream_ids))
 
     async def commit(self, flush: Flush) -> FlushCommitted | LedgerWentBack:
-        """Commit a flush; what of it was in already is left out.  Raises StoreError."""
-        return await self.run(lambda conn: self._commit(conn, flush))
+        """Commit a flush; what of it was in already is left out.  Raises StoreError.
+
+        After an error in a flush that is committed batch by batch, what went before is in, and not counted.
+        """
+        try:
+            return await self.run(lambda conn: self._commit(conn, flush))
+        except _TooManyRefusedError:
+            logger.warning("flush %d is committed batch by batch: much of it is refused", flush.flush_id)
+            return await self._commit_by_batch(flush)
 
     async def run(self, work: Callable[[Connection], Awaitable[Item]]) -> Item:
         """Do something on the store's connection within OPERATION_TIMEOUT_S.  Raises StoreError."""
@@ -161,6 +177,22 @@ class Store:
             with contextlib.suppress(*database.DATABASE_ERRORS):  # closing: there is nothing left to lose
                 await self._conn.close(timeout=2.0)
             self._conn = None
+
+    async def _commit_by_batch(self, flush: Flush) -> FlushCommitted | LedgerWentBack:
+        total = FlushCommitted(flush.flush_id, {}, 0)
+        for part in flush.parts:
+            position = part.base_seq
+            for batch in part.batches:
+                if batch.seq <= position:
+                    continue  # an earlier attempt, or another writer, had it and more
+                one = msgspec.structs.replace(part, base_seq=position, batches=[batch])
+                single = msgspec.structs.replace(flush, parts=[one], rows=len(batch.results) + len(batch.missed))
+                outcome = await self.run(functools.partial(self._commit, flush=single))
+                if isinstance(outcome, LedgerWentBack):
+                    return outcome
+                position = outcome.positions[part.stream_id]
+                total = _sum(total, outcome)
+        return total
 
     # ---- one flush --------------------------------------------------------------------------------------------------
 
@@ -225,7 +257,7 @@ class Store:
         wall_ms = self._wall_ms()
         oldest_ms = partitions.oldest_day(wall_ms, self._retention_days) * partitions.DAY_MS
         newest_ms = wall_ms + FUTURE_MS
-        plan = _Plan(defaultdict(list), {}, [], [])
+        plan = _Plan(defaultdict(list), {}, [], [], sum(len(part.batches) for part in parts))
         for part in parts:
             origin = RecordOrigin(part.stream_id, part.worker)
             for batch in part.batches:
@@ -237,6 +269,16 @@ class Store:
                     else:
                         plan.rejected.append(Rejected(MissedRecord(missed, origin), fault))
         return plan
+
+
+def _sum(one: FlushCommitted, other: FlushCommitted) -> FlushCommitted:
+    return FlushCommitted(
+        one.flush_id,
+        one.positions | other.positions,
+        one.written + other.written,
+        one.duplicates + other.duplicates,
+        one.rejects + other.rejects,
+    )
 
 
 def _is_set_back(parts: list[StreamPart], known: dict[str, int], found: dict[str, int]) -> bool:
@@ -309,6 +351,8 @@ async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
             written.duplicates += 1
         else:
             written.rejected.append(Rejected(one, database.describe(error)))
+            if plan.batches > 1 and len(written.rejected) - len(plan.rejected) > REFUSED_MAX:
+                raise _TooManyRefusedError
 
     for day, records in plan.results.items():
         if await conn.fetchval("SELECT to_regclass($1)", partitions.name_of(day)) is None:

@@ -240,6 +240,40 @@ async def test_poison_is_set_aside_and_everything_else_committed(store, tables, 
     assert outcome.written == 1
 
 
+async def test_a_flush_of_nothing_but_poison_ends(store, tables, monkeypatch):
+    """No transaction of it is long, and none has more savepoints than the server has locks for."""
+    monkeypatch.setattr(store_module, "OPERATION_TIMEOUT_S", 4)
+    bad = [[result(n, status_code=70_000) for n in range(first, first + 400)] for first in range(1, 3_201, 400)]
+    good = [result(n, NOW_MS + 1) for n in range(30_001, 30_011)]
+    outcome = await store.commit(flush(part(1, *bad, [*good, missed(NOW_MS, NOW_MS)]), part(1, good, stream=S2)))
+    assert (outcome.written, outcome.duplicates, outcome.rejects) == (10, 10, 3_200)
+    assert outcome.positions == {S1: 9, S2: 1}
+    assert await tables.ledger() == {S1: 9, S2: 1}
+    assert await tables.conn.fetchval("SELECT count(*) FROM ingest_reject") == 3_200
+
+
+async def test_poison_that_was_committed_in_part_goes_on_where_it_stood(store, tables, monkeypatch):
+    monkeypatch.setattr(store_module, "REFUSED_MAX", 2)
+    batches = [[result(10 * n + k, status_code=70_000) for k in range(4)] + [result(10 * n + 9)] for n in range(6)]
+    whole = flush(part(1, *batches))
+    real, calls = store_module.ledger.advance, []
+
+    async def failing(conn, parts):
+        calls.append([batch.seq for one in parts for batch in one.batches])
+        if calls[-1] == [4]:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+        await real(conn, parts)
+
+    monkeypatch.setattr(store_module.ledger, "advance", failing)
+    with pytest.raises(StoreError):
+        await store.commit(whole)
+    assert await tables.ledger() == {S1: 3}
+    monkeypatch.setattr(store_module.ledger, "advance", real)
+    assert (await store.commit(whole)).positions == {S1: 6}
+    assert await tables.conn.fetchval("SELECT count(*) FROM ingest_reject") == 24
+    assert len(await tables.results()) == 6
+
+
 async def test_results_out_of_time_are_rejected_one_by_one(store, tables):
     old = [result(1, NOW_MS - 91 * DAY_MS), result(2, 0), result(3, -(10**15)), result(4, 10**30)]
     ahead = [result(5, NOW_MS + DAY_MS + 1), result(6, 10**17)]
