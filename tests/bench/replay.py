@@ -148,22 +148,31 @@ def claim(ground: Ground, number: int) -> MissedRange:
 
 
 def batches(
-    ground: Ground, stream: int, stream_id: str, make: Callable[[Ground, int], PollResult | MissedRange]
+    ground: Ground,
+    stream: int,
+    stream_id: str,
+    make: Callable[[Ground, int], PollResult | MissedRange],
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[Batch]:
     """All batches of one of the streams; it has every n-th record."""
     numbers = iter(range(stream, ground.rows, ground.streams))
     for seq in itertools.count(1):
-        made = [make(ground, number) for number in itertools.islice(numbers, BATCH_ROWS)]
+        made = [make(ground, number) for number in itertools.islice(numbers, batch_rows)]
         if not made:
             return
         polled = [each for each in made if isinstance(each, PollResult)]
         yield Batch(stream_id, seq, polled, [each for each in made if isinstance(each, MissedRange)])
 
 
-def flushes(ground: Ground, make: Callable[[Ground, int], PollResult | MissedRange]) -> Iterator[Flush]:
+def flushes(
+    ground: Ground,
+    make: Callable[[Ground, int], PollResult | MissedRange],
+    flush_rows: int = FLUSH_ROWS,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[Flush]:
     stream_ids = [str(uuid.uuid4()) for _ in range(ground.streams)]
-    sources = [batches(ground, n, stream_id, make) for n, stream_id in enumerate(stream_ids)]
-    per_stream = max(1, FLUSH_ROWS // BATCH_ROWS // ground.streams)
+    sources = [batches(ground, n, stream_id, make, batch_rows) for n, stream_id in enumerate(stream_ids)]
+    per_stream = max(1, flush_rows // batch_rows // ground.streams)
     for flush_id in itertools.count(1):
         parts = []
         for number, source in enumerate(sources):
@@ -240,13 +249,15 @@ async def through_the_store(
     ground: Ground,
     scenario: str,
     make: Callable[[Ground, int], PollResult | MissedRange] = result,
+    flush_rows: int = FLUSH_ROWS,
+    batch_rows: int = BATCH_ROWS,
 ) -> ReplayFigures:
     store = store_of(ground)
     meter = Meter(ground)
     commit_s = cpu_s = 0.0
     took_ms: list[float] = []
     rows = duplicates = 0
-    for flush in flushes(ground, make):
+    for flush in flushes(ground, make, flush_rows, batch_rows):
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         outcome = await store.commit(flush)
         cpu_s += time.process_time() - began_cpu_s
