@@ -24,6 +24,13 @@ class Histogram:
         self.sum_ms += value_ms
         self.max_ms = max(self.max_ms, value_ms)
 
+    def __add__(self, other: "Histogram") -> "Histogram":
+        both = Histogram()
+        both.counts = [one + another for one, another in zip(self.counts, other.counts, strict=True)]
+        both.sum_ms = self.sum_ms + other.sum_ms
+        both.max_ms = max(self.max_ms, other.max_ms)
+        return both
+
     def percentile(self, share: float) -> float:
         return percentile(self.counts, share, self.max_ms)
 

@@ -57,7 +57,7 @@ from worker.events import (
 )
 from worker.link import CoordinatorLink, Verdict
 from worker.missed import GIVEN_UP_MAX, UNKNOWN_INTERVAL_MS, GivenUpLog, MissedLog, given_up
-from worker.outbox import Mark, Outbox
+from worker.outbox import Mark, Outbox, earliest
 from worker.ticker import Ticker
 
 WAITING_PER_MESSAGE = 100_000  # polls in the cuts of one message: about 2 MiB
@@ -137,13 +137,8 @@ class WorkerCore:
         return effects + self._after(now_ms)
 
     def next_timer(self) -> int | None:
-        times = [
-            self.ticker.next_due(),
-            self.outbox.next_timer(),
-            None if self.link.introduced or self.phase == "ended" else self.link.hello_at_ms,
-            self._deadline_ms,
-        ]
-        return min((time for time in times if time is not None), default=None)
+        hello_at_ms = None if self.link.introduced or self.phase == "ended" else self.link.hello_at_ms
+        return earliest(self.ticker.next_due(), self.outbox.next_timer(), hello_at_ms, self._deadline_ms)
 
     def handle_timer(self, now_ms: int) -> list[Effect]:
         self.ticker.advance(now_ms)
@@ -177,8 +172,9 @@ class WorkerCore:
 
     def _on_finished(self, results: list[PollResult], now_ms: int) -> list[Effect]:
         self._executed += len(results)
+        by_status = self._by_status
         for result in results:
-            self._by_status[result.status] += 1
+            by_status[result.status] += 1
         moved = self.ticker.finished([result.project_id for result in results], now_ms)
         self.outbox.add(results, [], now_ms)
         return [TellCoordinator(Settled(moved))] if moved else []
@@ -199,7 +195,7 @@ class WorkerCore:
         self.outbox.give_up(event.stream_id, event.first_seq, alone, now_ms)
 
     def _take_effects_of_outbox(self) -> list[Effect]:
-        effects: list[Effect] = list(self.outbox.effects)
+        effects: list[Effect] = [*self.outbox.effects]
         self.outbox.effects.clear()
         return effects
 

@@ -66,6 +66,15 @@ class Mark(msgspec.Struct, frozen=True):
     lagging: dict[int, int]
 
 
+def earliest(*instants: int | None) -> int | None:
+    """The first of those there are."""
+    first = None
+    for instant in instants:
+        if instant is not None and (first is None or instant < first):
+            first = instant
+    return first
+
+
 class Outbox:
     def __init__(self, stream_id: str, worker: str, incarnation: str, now_ms: int) -> None:
         self._worker = worker
@@ -95,7 +104,12 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return self.no_room or self.failing or sum(s.sealed_bytes for s in self._own) >= UNWRITTEN_BYTES_MAX
+        if self.no_room or self.failing:
+            return True
+        unwritten_bytes = 0
+        for stream in self._own:
+            unwritten_bytes += stream.sealed_bytes
+        return unwritten_bytes >= UNWRITTEN_BYTES_MAX
 
     @property
     def empty(self) -> bool:
@@ -115,10 +129,13 @@ class Outbox:
         return sum(stream.unacked_bytes for stream in self._streams())
 
     def next_timer(self) -> int | None:
-        times = [self._seal_at_ms, self._write_again_at_ms, *(stream.next_timer() for stream in self._active())]
-        if self._delivered:
-            times.append(self._ask_again_at_ms)
-        return min((time for time in times if time is not None), default=None)
+        due = earliest(
+            self._seal_at_ms,
+            self._write_again_at_ms,
+            self.live.next_timer(),
+            self._ask_again_at_ms if self._delivered else None,
+        )
+        return earliest(due, *(stream.next_timer() for stream in self._active())) if self._backlog else due
 
     # ---- records --------------------------------------------------------------------------------------------------
 
@@ -289,7 +306,7 @@ class Outbox:
 
     def _active(self) -> list[OutgoingStream]:
         """What is being delivered now."""
-        return self._streams()[: 1 + BACKLOG_ACTIVE_MAX]
+        return self._streams()[: 1 + BACKLOG_ACTIVE_MAX] if self._backlog else [self.live]
 
     def _find(self, stream_id: str) -> OutgoingStream | None:
         if stream_id == self.live.stream_id:

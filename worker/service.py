@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import zmq
+from msgspec.structs import astuple
 
 from cluster.channel import Channel
 from cluster.clock import Clock
@@ -93,6 +94,7 @@ class WorkerService:
         self._lateness = Lateness()
         self._lag_s = 0.0
         self._malformed = 0
+        self._says_polls = logger.isEnabledFor(logging.DEBUG)
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
 
     async def run(self) -> int:
@@ -163,29 +165,11 @@ class WorkerService:
         self._in_flight.discard(poll.spec.id)
         if not self._finished:
             self._loop.call_soon(self._flush)
+        found = astuple(outcome)  # its fields are those of a result, in their order
         self._finished.append(
-            PollResult(
-                poll.spec.id,
-                poll.scheduled_at_ms,
-                started_us,
-                poll.trigger,
-                outcome.status,
-                outcome.status_code,
-                outcome.response_time_ms,
-                outcome.error_code,
-                outcome.error_message,
-                outcome.dns_ms,
-                outcome.connect_ms,
-                outcome.tls_ms,
-                outcome.first_byte_ms,
-                outcome.transfer_ms,
-                outcome.size_bytes,
-                outcome.connection_reused,
-                outcome.remote_address,
-                poll.epoch,
-            )
+            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *found, poll.epoch))
         )
-        if logger.isEnabledFor(logging.DEBUG):
+        if self._says_polls:
             logger.debug(
                 "polled project %d: %s %s %s",
                 poll.spec.id,

@@ -22,6 +22,8 @@ from collections.abc import Collection
 from heapq import heapify, heappop, heappush, heapreplace
 from urllib.parse import urlsplit
 
+import msgspec
+
 from cluster.messages.control import BusyProject, Cut, EndedSpan, ResumeReason, TriggerName, WaitingPoll
 from cluster.messages.results import MissedReason
 from cluster.project import ProjectSpec
@@ -52,10 +54,11 @@ class HostGate:
 class Scheduled:
     """One project's place in the schedule."""
 
-    __slots__ = ("busy", "gate", "next_ms", "phase", "slot", "spec", "taken_over_ms", "trigger", "waiting_ms")
+    __slots__ = ("busy", "gate", "held", "next_ms", "phase", "slot", "spec", "taken_over_ms", "trigger", "waiting_ms")
 
-    def __init__(self, spec: ProjectSpec, gate: HostGate, slot: int) -> None:
+    def __init__(self, spec: ProjectSpec, held: "HeldPartition", gate: HostGate, slot: int) -> None:
         self.spec = spec
+        self.held = held
         self.gate = gate
         self.slot = slot
         self.phase = phase_ms(spec.id, spec.interval_ms)
@@ -67,28 +70,26 @@ class Scheduled:
 
 
 class HeldPartition:
-    __slots__ = ("epoch", "projects", "reason", "resume_after_ms")
+    __slots__ = ("epoch", "index", "projects", "reason", "resume_after_ms")
 
-    def __init__(self, epoch: int, resume_after_ms: int | None, reason: ResumeReason) -> None:
+    def __init__(self, index: int, epoch: int, resume_after_ms: int | None, reason: ResumeReason) -> None:
+        self.index = index
         self.epoch = epoch
         self.resume_after_ms = resume_after_ms
         self.reason = reason  # what ticks of before the takeover are missed for
         self.projects: dict[int, Scheduled] = {}
 
 
-class Flight:
+class Flight(msgspec.Struct, gc=False):
     """A poll in flight; it outlives its project's place in the schedule."""
 
-    __slots__ = ("gate", "interval_ms", "partition", "released", "tick_ms", "trigger", "until_ms")
-
-    def __init__(self, scheduled: Scheduled, partition: int, now_ms: int) -> None:
-        self.gate = scheduled.gate
-        self.partition = partition
-        self.tick_ms = scheduled.waiting_ms
-        self.trigger = scheduled.trigger
-        self.interval_ms = scheduled.spec.interval_ms
-        self.until_ms = now_ms + scheduled.spec.timeout_ms + BUSY_GRACE_MS
-        self.released = False  # the new owner is to be told when it has finished
+    gate: HostGate
+    partition: int
+    tick_ms: int
+    trigger: TriggerName
+    interval_ms: int
+    until_ms: int
+    released: bool = False  # the new owner is to be told when it has finished
 
 
 # What nearly every URL is; a fifth of the cost of urlsplit, which a million projects notice.
@@ -166,7 +167,12 @@ class Ticker:
             heapreplace(heap, scheduled.next_ms << SLOT_BITS | scheduled.slot)
             if newest != tick:
                 self._miss(scheduled, tick, newest - interval_ms, "overload", now_ms)
-            self._due(scheduled, newest, now_ms)
+            if scheduled.busy or scheduled.waiting_ms >= 0:
+                self._due(scheduled, newest, now_ms)
+            elif self._line or self.held_back or len(self.flights) >= self.slice or self._is_full(scheduled.gate):
+                self._wait(scheduled, newest, "tick")
+            else:  # nothing waits before it
+                self._start(scheduled, newest, "tick", now_ms)
         while self._busy and self._busy[0][0] <= now_ms:
             until_ms, project_id = heappop(self._busy)
             self._foreign_ended(project_id, until_ms)
@@ -179,15 +185,19 @@ class Ticker:
             if scheduled.waiting_ms < 0:
                 self._next_at(scheduled.gate)  # it was removed, or moved: the next of its host takes its place
                 continue
-            gate = scheduled.gate
-            if self.per_host and gate.active >= self.per_host:
-                gate.line.append(scheduled)
+            if self._is_full(scheduled.gate):
+                scheduled.gate.line.append(scheduled)
             else:
-                self._start(scheduled, now_ms)
+                instant_ms = scheduled.waiting_ms
+                self._leave_line(scheduled)
+                self._start(scheduled, instant_ms, scheduled.trigger, now_ms)
+
+    def _is_full(self, gate: HostGate) -> bool:
+        return 0 < self.per_host <= gate.active
 
     def _next_at(self, gate: HostGate) -> None:
         """Room at a host: the first of those who wait there goes to the front of the line."""
-        while gate.line and (not self.per_host or gate.active < self.per_host):
+        while gate.line and not self._is_full(gate):
             scheduled = gate.line.popleft()
             if scheduled.waiting_ms >= 0:
                 self._line.appendleft(scheduled)
@@ -200,11 +210,13 @@ class Ticker:
             flight = self.flights.pop(project_id)
             gate = flight.gate
             gate.active -= 1
-            self._forget_unused(gate)
-            self._next_at(gate)
+            if gate.line:
+                self._next_at(gate)
+            elif not gate.projects:
+                self._forget_unused(gate)
             if flight.released:
                 moved.append(BusyProject(project_id, flight.until_ms))
-            self._unbusy(project_id)
+            self._unbusy(project_id, flight.partition)
         self.start_waiting(now_ms)
         return moved
 
@@ -290,7 +302,7 @@ class Ticker:
             self._keep_foreign(held, busy)
             self.start_waiting(now_ms)
             return
-        held = self.partitions[partition] = HeldPartition(epoch, resume_after_ms, reason)
+        held = self.partitions[partition] = HeldPartition(partition, epoch, resume_after_ms, reason)
         inherited = {entry.project_id: entry for entry in waiting}
         ours = {entry.project_id for entry in busy if self._is_mine(entry)}
         for entry in busy:
@@ -395,7 +407,7 @@ class Ticker:
         for line in (self._line, *(gate.line for gate in self._gates.values() if gate.line)):
             for scheduled in line:
                 if scheduled.waiting_ms >= 0:
-                    index = partition_of(scheduled.spec.id)
+                    index = scheduled.held.index
                     if scheduled.waiting_ms < oldest.get(index, NEVER_MS):
                         oldest[index] = scheduled.waiting_ms
         return oldest
@@ -420,19 +432,11 @@ class Ticker:
         reason: MissedReason,
         now_ms: int,
     ) -> None:
-        partition = partition_of(scheduled.spec.id)
-        held = self.partitions.get(partition)
+        held = scheduled.held
         if first_ms == last_ms == scheduled.taken_over_ms and reason != "down":
-            reason = held.reason if held is not None else "handover"
+            reason = held.reason
         self.missed.add(
-            scheduled.spec.id,
-            partition,
-            first_ms,
-            last_ms,
-            scheduled.spec.interval_ms,
-            reason,
-            held.epoch if held is not None else 0,
-            now_ms,
+            scheduled.spec.id, held.index, first_ms, last_ms, scheduled.spec.interval_ms, reason, held.epoch, now_ms
         )
 
     def _due(self, scheduled: Scheduled, tick_ms: int, now_ms: int) -> None:
@@ -456,15 +460,15 @@ class Ticker:
         scheduled.waiting_ms = -1
         self.waiting -= 1
 
-    def _start(self, scheduled: Scheduled, now_ms: int) -> None:
+    def _start(self, scheduled: Scheduled, instant_ms: int, trigger: TriggerName, now_ms: int) -> None:
         spec = scheduled.spec
-        partition = partition_of(spec.id)
-        self.flights[spec.id] = Flight(scheduled, partition, now_ms)
-        held = self.partitions[partition]
-        self.starts.append(PollStart(spec, scheduled.waiting_ms, scheduled.trigger, held.epoch))
-        scheduled.gate.active += 1
+        gate = scheduled.gate
+        held = scheduled.held
+        until_ms = now_ms + spec.timeout_ms + BUSY_GRACE_MS
+        self.flights[spec.id] = Flight(gate, held.index, instant_ms, trigger, spec.interval_ms, until_ms)
+        self.starts.append(PollStart(spec, instant_ms, trigger, held.epoch))
+        gate.active += 1
         scheduled.busy = True
-        self._leave_line(scheduled)
 
     def _is_mine(self, entry: BusyProject) -> bool:
         flight = self.flights.get(entry.project_id)
@@ -476,7 +480,7 @@ class Ticker:
             running.remove(until_ms)
             if not running:
                 del self._foreign[project_id]
-                self._unbusy(project_id)
+                self._unbusy(project_id, partition_of(project_id))
 
     def _keep_foreign(self, held: HeldPartition, busy: list[BusyProject]) -> None:
         """Of the polls at former owners only these run on: a ``Settle`` is lost with a coordinator that dies."""
@@ -488,8 +492,8 @@ class Ticker:
                 if (project_id, until_ms) not in running:
                     self._foreign_ended(project_id, until_ms)
 
-    def _unbusy(self, project_id: int) -> None:
-        held = self.partitions.get(partition_of(project_id))
+    def _unbusy(self, project_id: int, partition: int) -> None:
+        held = self.partitions.get(partition)
         scheduled = held.projects.get(project_id) if held is not None else None
         if scheduled is not None and project_id not in self.flights and project_id not in self._foreign:
             scheduled.busy = False
@@ -616,7 +620,7 @@ class Ticker:
     def _add(self, spec: ProjectSpec, held: HeldPartition) -> Scheduled:
         slot = self._free.pop() if self._free else len(self._slots)
         assert slot <= _SLOT_MASK, "more projects than a worker can hold"
-        scheduled = Scheduled(spec, self._gate(spec.url), slot)
+        scheduled = Scheduled(spec, held, self._gate(spec.url), slot)
         if slot == len(self._slots):
             self._slots.append(scheduled)
         else:

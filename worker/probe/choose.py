@@ -26,7 +26,7 @@ Engine: TypeAlias = Literal["lean", "aiohttp"]
 
 def engine_for(spec: ProjectSpec) -> Engine:
     """The engine that polls the project."""
-    if spec.headers and any(name.lower() == "upgrade" for name, _ in spec.headers):
+    if any(name.lower() == "upgrade" for name, _ in spec.headers):
         return "aiohttp"
     return "lean"
 
@@ -52,10 +52,10 @@ class ChoosingProber:
         return self._lean.in_flight + self._aiohttp.in_flight
 
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
-        if engine_for(spec) == "lean":
-            self._lean.start(spec, done)
-        else:
+        if spec.headers and engine_for(spec) == "aiohttp":
             self._aiohttp.start(spec, done)
+        else:
+            self._lean.start(spec, done)
 
     def cancel_redirects(self, project_ids: Collection[int]) -> None:
         self._lean.cancel_redirects(project_ids)
