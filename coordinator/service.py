@@ -175,7 +175,7 @@ class CoordinatorService:
             now_ms=now_ms,
         )
         self._driver = Driver(self._core, self._clock, self._perform)
-        self._driver.start()
+        self._driver.wake()
         self._desk.open()
         self._begin(self._source.run())
         self._begin(self._each_second())

@@ -1,6 +1,7 @@
 """The worker's process: sockets, prober, WAL, heartbeat.  It performs what ``core`` decides and decides nothing.
 
-Finished polls are gathered for the rest of the loop's turn and handed to the core together.  The heartbeat runs in
+Finished polls are gathered and handed to the core together: with its next decision when that is near and nothing waits
+for a slot, else at the end of the loop's turn.  The heartbeat runs in
 this loop: if it stops polling, it stops proving itself.
 """
 
@@ -52,6 +53,7 @@ from worker.recorder import WalRecorder
 
 HEARTBEAT_S = 1.0
 LAG_SAMPLE_S = 0.1
+GATHER_MS = 5
 REPLAY_MAX_MS = 7 * 86_400_000  # until it is interrupted
 LAST_WORDS_S = 0.2  # for the sockets to deliver what was sent last
 
@@ -83,7 +85,7 @@ class WorkerService:
             now_ms=self._clock.now_ms(),
             commit_max_ms=REPLAY_MAX_MS if settings.replay else COMMIT_MAX_MS,
         )
-        self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform)
+        self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform, self._take_finished)
         self._prober: Prober = ChoosingProber(body_limit_bytes=settings.body_limit_bytes)
         self._zmq = zmq.Context()
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
@@ -99,7 +101,7 @@ class WorkerService:
 
     async def run(self) -> int:
         logger.info("starting")
-        self._driver.start()
+        self._driver.wake()  # for its first timer
         if self._context.settings.replay:
             streams = await self._recorder.adopt_everything()
             logger.info("delivering %d streams", streams)
@@ -163,8 +165,8 @@ class WorkerService:
 
     def _on_outcome(self, poll: PollStart, started_us: int, outcome: ProbeOutcome) -> None:
         self._in_flight.discard(poll.spec.id)
-        if not self._finished:
-            self._loop.call_soon(self._flush)
+        if not self._finished and (self._core.ticker.waiting or not self._driver.rings_within(GATHER_MS)):
+            self._loop.call_soon(self._driver.wake)
         found = astuple(outcome)  # its fields are those of a result, in their order
         self._finished.append(
             PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *found, poll.epoch))
@@ -178,14 +180,16 @@ class WorkerService:
                 outcome.error_message or f"{outcome.response_time_ms or 0:.1f} ms",
             )
 
-    def _flush(self) -> None:
+    def _take_finished(self) -> Event | None:
+        if not self._finished:
+            return None
         finished, self._finished = self._finished, []
-        if finished:
-            self._driver.submit(PollsFinished(finished))
+        return PollsFinished(finished)
 
     def _abort(self) -> None:
         self._prober.cancel_all()
-        self._flush()
+        if (finished := self._take_finished()) is not None:
+            self._driver.submit(finished)
         aborted = sorted(self._in_flight)
         self._in_flight.clear()
         logger.warning("%d polls were broken off at the end of the grace period", len(aborted))

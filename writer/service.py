@@ -97,7 +97,7 @@ class WriterService:
         self._control = Channel(connect_dealer(self._zmq, settings.control), self._on_control)
         storing = self._loop.create_task(self._use_database(), name="writer store")
         storing.add_done_callback(self._on_store_ended)
-        self._driver.start()
+        self._driver.wake()
         self._on_beat()
         self._begin_maintenance()
         logger.info("writer started: results on %s", settings.results)

@@ -42,7 +42,11 @@ class Stage:
         self.clock = Clock(jump=False)
         self.performed = []
         self.changed = asyncio.Event()
-        self.driver = Driver(self.core, self.clock, self.perform)
+        self.gathered = []
+        self.driver = Driver(self.core, self.clock, self.perform, self.gather)
+
+    def gather(self):
+        return self.gathered.pop(0) if self.gathered else None
 
     def perform(self, effect):
         self.performed.append(effect)
@@ -75,7 +79,7 @@ async def test_an_event_out_of_an_effect_waits_until_all_effects_are_performed()
 async def test_the_timer_rings_once_it_is_due_and_not_before():
     stage = Stage()
     due = stage.core.due = stage.clock.now_ms() + 30
-    stage.driver.start()
+    stage.driver.wake()
     await stage.until(lambda: stage.performed == ["timer effect"])
     assert len(stage.core.timer_calls) == 1
     assert stage.core.timer_calls[0] >= due - 1
@@ -84,14 +88,14 @@ async def test_the_timer_rings_once_it_is_due_and_not_before():
 async def test_a_timer_that_is_overdue_rings_at_once():
     stage = Stage()
     stage.core.due = stage.clock.now_ms() - 1_000
-    stage.driver.start()
+    stage.driver.wake()
     await stage.until(lambda: stage.core.timer_calls)
 
 
 async def test_an_event_may_bring_the_timer_forward():
     stage = Stage()
     stage.core.due = stage.clock.now_ms() + 3_600_000
-    stage.driver.start()
+    stage.driver.wake()
     stage.core.due = stage.clock.now_ms() + 5
     stage.driver.submit("sooner")
     await stage.until(lambda: stage.core.timer_calls)
@@ -100,7 +104,7 @@ async def test_an_event_may_bring_the_timer_forward():
 async def test_a_timer_that_is_not_wanted_any_more_does_not_ring():
     stage = Stage()
     stage.core.due = stage.clock.now_ms() + 20
-    stage.driver.start()
+    stage.driver.wake()
     stage.core.due = None
     stage.driver.submit("never mind")
     rung_after = asyncio.get_running_loop().create_future()
@@ -119,8 +123,45 @@ async def test_a_timer_may_arm_the_next_one():
     original = stage.core.handle_timer
     stage.core.handle_timer = lambda now_ms: [*original(now_ms), again]
     stage.core.due = stage.clock.now_ms()
-    stage.driver.start()
+    stage.driver.wake()
     await stage.until(lambda: len(stage.core.timer_calls) == 3)
+
+
+async def test_what_has_gathered_is_heard_before_an_event_and_before_the_timer():
+    stage = Stage()
+    stage.gathered = ["gathered first", "gathered next"]
+    stage.driver.submit("event")
+    assert stage.core.events == ["gathered first", "event"]
+    timer_calls_then = []
+    stage.core.answers = {"gathered next": [lambda: timer_calls_then.append(list(stage.core.timer_calls))]}
+    stage.core.due = stage.clock.now_ms() + 5
+    stage.gathered.append(None)
+    stage.driver.submit("arm it")
+    assert stage.core.events == ["gathered first", "event", "gathered next", "arm it"]
+    stage.gathered = ["gathered last"]
+    stage.core.answers = {"gathered last": [lambda: timer_calls_then.append(list(stage.core.timer_calls))]}
+    await stage.until(lambda: stage.core.timer_calls)
+    assert stage.core.events[-1] == "gathered last"
+    assert timer_calls_then == [[], []]
+
+
+async def test_waking_it_hands_over_what_has_gathered():
+    stage = Stage()
+    stage.driver.wake()
+    assert stage.core.events == []
+    stage.gathered = ["gathered"]
+    stage.driver.wake()
+    assert stage.core.events == ["gathered"]
+
+
+async def test_whether_the_timer_rings_soon():
+    stage = Stage()
+    assert not stage.driver.rings_within(1_000), "there is none"
+    stage.core.due = stage.clock.now_ms() + 500
+    stage.driver.wake()
+    assert stage.driver.rings_within(1_000)
+    assert not stage.driver.rings_within(100)
+    stage.driver.close()
 
 
 async def test_events_out_of_timer_effects_are_handled():
@@ -129,14 +170,14 @@ async def test_events_out_of_timer_effects_are_handled():
     stage.core.handle_timer = lambda now_ms: [*original(now_ms), lambda: stage.driver.submit("from the timer")]
     stage.core.answers = {"from the timer": ["its effect"]}
     stage.core.due = stage.clock.now_ms()
-    stage.driver.start()
+    stage.driver.wake()
     await stage.until(lambda: "its effect" in stage.performed)
 
 
 async def test_after_close_no_timer_rings_and_none_is_armed():
     stage = Stage()
     stage.core.due = stage.clock.now_ms() + 10
-    stage.driver.start()
+    stage.driver.wake()
     stage.driver.close()
     stage.driver.submit("late")
     passed = asyncio.get_running_loop().create_future()
@@ -166,6 +207,6 @@ async def test_an_exception_in_a_timer_reaches_the_loops_handler():
 
     stage.core.handle_timer = fail
     stage.core.due = stage.clock.now_ms()
-    stage.driver.start()
+    stage.driver.wake()
     async with asyncio.timeout(DEADLINE_S):
         assert str(await caught) == "a bug"

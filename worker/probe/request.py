@@ -12,6 +12,7 @@ It resolves no names and opens nothing.  What can't be made into a request is ``
 """
 
 import base64
+import functools
 import ipaddress
 import re
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -24,6 +25,7 @@ from cluster.project import ProjectSpec
 
 USER_AGENT = f"ringpoll/{__version__}"
 REDIRECTS_MAX = 10
+ORIGINS_KEPT = 4_096
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -69,6 +71,12 @@ class Origin(msgspec.Struct, frozen=True, cache_hash=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@functools.lru_cache(maxsize=ORIGINS_KEPT)
+def origin_of(scheme: str, host: str, port: int) -> Origin:
+    """One object for all that lead there: what is looked up by it is found at first sight, and it is kept once."""
+    return Origin(scheme, host, port)
+
+
 class Target(msgspec.Struct, frozen=True):
     origin: Origin
     authority: str  # for Host: no user, no default port
@@ -107,7 +115,7 @@ def parse_target(url: str) -> Target:
     if not rest.isascii():
         rest = quote_from_bytes(rest.encode("utf-8", "surrogateescape"), safe=_ASCII_PRINTABLE)
     return Target(
-        origin=Origin(scheme, host.lower(), port),
+        origin=origin_of(scheme, host.lower(), port),
         authority=authority,
         request_target=rest if rest.startswith("/") else f"/{rest}",
         userinfo=userinfo or None,
