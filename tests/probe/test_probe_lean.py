@@ -132,9 +132,10 @@ async def test_few_projects_are_kept_prepared_and_no_large_ones(serve, lean, mon
     server = await serve(answer())
     for number in range(5):
         await probe(lean, spec(server.url(), number=number))
-    assert list(lean._plans) == [2, 3, 4]
+        assert len(lean._plans) <= 3
+    assert list(lean._plans) == [3, 4]
     await probe(lean, spec(server.url(), number=9, method="POST", body="x" * lean_engine.PLAN_MAX_BYTES))
-    assert list(lean._plans) == [2, 3, 4]
+    assert list(lean._plans) == [3, 4]
 
 
 # ---- what is left over ----------------------------------------------------------------------------------------------
