@@ -111,7 +111,7 @@ async def _run(settings: Settings, main: RoleMain) -> int:
         loop.add_signal_handler(number, context.stop, f"received {signal.Signals(number).name}")
     if settings.supervised:
         _watch_parent(loop, context)
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     gc.freeze()  # what the imports made is never garbage
     gc.set_threshold(*GC_THRESHOLD)
     running = asyncio.ensure_future(main(context))
@@ -134,7 +134,7 @@ def _is_of_a_connection(details: dict[str, object]) -> bool:
     return "transport" in details or "protocol" in details or orphan
 
 
-def _raise_descriptor_limit() -> None:
+def raise_descriptor_limit() -> None:
     """A connection is a descriptor, and the usual soft limit of 1,024 is meant for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
@@ -218,6 +218,7 @@ __all__ = [
     "RoleContext",
     "RoleMain",
     "orphans_end_within_s",
+    "raise_descriptor_limit",
     "role_lock",
     "role_locks",
     "role_process",

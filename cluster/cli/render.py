@@ -9,11 +9,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from cluster.audit import Account, AuditReport, OnProgress
+from cluster.bench.rig import ROLES, total
+from cluster.bench.throughput import OnPhase, ThroughputFigures
 from cluster.wal.listing import StreamInfo
 
 PIPE_COLUMNS = 180
@@ -236,6 +238,62 @@ def _add_account(table: Table, name: Text, account: Account) -> None:
         f"{account.stray:,}",
         ", ".join(f"{reason} {ticks:,}" for reason, ticks in sorted(account.missed.items())),
     )
+
+
+@contextlib.contextmanager
+def bench_progress() -> Iterator[OnPhase]:
+    """The phases of a measurement on standard error, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("")
+        yield lambda phase, done, of: progress.update(task, description=phase, completed=done, total=of or None)
+
+
+def bench_view(runs: Sequence[ThroughputFigures]) -> RenderableType:
+    first = runs[0]
+    head = f"{first.workers} workers, interval {first.interval_s} s, measured over {first.seconds:.0f} s"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("projects", no_wrap=True)
+    for run in runs:
+        table.add_column(f"{run.projects:,}", justify="right")
+
+    def row(name: str, *values: str | Text) -> None:
+        table.add_row(name, *values)
+
+    row("polls/s due", *(f"{run.due_per_s:,.0f}" for run in runs))
+    row("polls/s saved", *(f"{run.saved_per_s:,.0f}" for run in runs))
+    row("holds", *(Text("yes", "green") if run.holds else Text("no", "bold red") for run in runs))
+    row("missed", *(Text(f"{total(run.missed):,}", "bold red" if run.missed else "green") for run in runs))
+    row("not success", *(f"{run.not_success:,}" for run in runs))
+    row("duplicates", *(f"{run.duplicates:,}" for run in runs))
+    row("rejects", *(f"{run.rejects:,}" for run in runs))
+    row("audit", *(Text("clean", "green") if run.audit_holds else Text("VIOLATED", "bold red") for run in runs))
+    table.add_section()
+    for which in ("p50", "p99", "p99.9", "max"):
+        row(f"lateness {which} ms", *(_milliseconds(run.lateness_ms[which]) for run in runs))
+    row("response p50 ms", *(f"{run.response_p50_ms:,.2f}" for run in runs))
+    row("queue max", *(_count(run.queue_depth["max"]) for run in runs))
+    row("loop lag max ms", *(_milliseconds(run.loop_lag_ms["max"]) for run in runs))
+    table.add_section()
+    row("CPU µs per poll", *(f"{run.cpu_us_per_poll_total:,.1f}" for run in runs))
+    for role in ROLES:
+        row(f"  {role}", *(_milliseconds(run.cpu_us_per_poll.get(role)) for run in runs))
+    row("  (the target)", *(_milliseconds(run.cpu_us_per_poll.get("target")) for run in runs))
+    row("machine CPU %", *(_count(run.machine_cpu_percent) for run in runs))
+    table.add_section()
+    row("RSS MiB", *(_count(sum(run.rss_mib.get(role, 0.0) for role in ROLES)) for run in runs))
+    for role in ROLES:
+        row(f"  {role}", *(_count(run.rss_mib.get(role)) for run in runs))
+    parts: list[RenderableType] = [head, table]
+    for run in runs:
+        reasons = ", ".join(f"{reason} {ticks:,}" for reason, ticks in sorted(run.missed.items()))
+        said = [(f"missed: {reasons}", "red")] if reasons else []
+        said += [(line, "yellow") for line in (*run.warnings, *run.incidents)]
+        parts += [Text(f"{run.projects:,} projects: {line}", style) for line, style in said]
+    return Group(*parts)
 
 
 def _instant(instant_ms: int) -> str:

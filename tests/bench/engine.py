@@ -36,9 +36,9 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from cluster.bench.rig import BenchError, machine
+from cluster.bench.target import Requests, TargetProtocol
 from cluster.project import ProjectSpec
-from tests.bench.rig import BenchError, machine
-from tests.bench.target import Requests, TargetProtocol
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.probe.lean_engine import LeanProber

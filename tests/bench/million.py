@@ -38,19 +38,19 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.rig import (
+from cluster.bench.rig import (
     ROLES,
     BenchError,
     Cluster,
     Rig,
     Usage,
-    instant,
     machine,
     measure,
     processes_of,
     rig,
     spread,
 )
+from cluster.ticks import instant_of
 
 READY_S = 120.0
 SAMPLE_S = 0.25
@@ -209,7 +209,7 @@ async def _rest(ground: Rig, cluster: Cluster, found: LoadFigures, empty: Usage,
     found.missed_at_rest = now["missed"] - first["missed"]
     await cluster.wait(lambda now: (now["accounted_to_ms"] or 0) >= until_ms, "the window to be committed", READY_S)
     async with ground.db.connection() as conn:
-        row = await conn.fetchrow(_WINDOW, instant(since_ms), instant(until_ms))
+        row = await conn.fetchrow(_WINDOW, instant_of(since_ms), instant_of(until_ms))
     assert row is not None
     found.polls_per_s = round(row["polls"] / (after.at_s - before.at_s), 1)
     found.lateness_ms = dict(

@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import config
+from cluster.bench.rig import BenchError, Database, machine, spread
 from cluster.channel import Channel
 from cluster.messages import control, results
 from cluster.messages.results import (
@@ -58,7 +59,6 @@ from cluster.messages.results import (
 )
 from cluster.settings import Settings
 from cluster.sockets import bind_router, connect_dealer
-from tests.bench.rig import BenchError, Database, machine, spread
 from writer.core import FLUSH_ROWS
 from writer.events import Flush, FlushCommitted, StreamPart
 from writer.partitions import Maintenance

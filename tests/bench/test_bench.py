@@ -9,31 +9,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.bench import engine, million, replay, rig, throughput, wal
+from cluster.bench import rig
+from tests.bench import engine, million, replay, wal
 
 pytestmark = pytest.mark.bench
-
-SMALL = ("--projects", "200", "--workers", "2")
-
-
-async def test_throughput_reports_what_was_polled_and_the_audit_is_clean():
-    arguments = throughput.arguments_of([*SMALL, "--seconds", "5", "--warm-up", "2"])
-    (measured,) = await throughput.main(arguments)
-
-    assert measured.audit_holds, measured.audit
-    assert measured.duplicates == measured.rejects == 0
-    assert measured.not_success == 0
-    missed = rig.total(measured.missed)
-    due = measured.due_per_s * measured.seconds
-    assert abs(measured.saved_per_s * measured.seconds + missed - due) <= measured.projects  # the window's edges
-    assert measured.target_requests >= measured.saved_per_s * measured.seconds - measured.projects
-    assert all(measured.cpu_us_per_poll[role] > 0 for role in ("coordinator", "writer", "workers", "postgresql"))
-    assert measured.lateness_ms["p50"] <= measured.lateness_ms["p99"] <= measured.lateness_ms["max"]
-    assert not measured.incidents
-    text = shown(throughput.show, [measured])
-    assert "polls/s saved" in text
-    assert "clean" in text
-    assert msgspec.json.decode(msgspec.json.encode(measured), type=throughput.ThroughputFigures) == measured
 
 
 async def test_a_load_of_many_projects_reports_memory_and_lag():

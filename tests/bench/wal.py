@@ -33,11 +33,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from cluster.bench.rig import machine
 from cluster.wal.directory import WalDirectory
 from cluster.wal.errors import WalError
 from cluster.wal.format import Entry
 from cluster.wal.log import StreamLog
-from tests.bench.rig import machine
 
 POLICIES = ("off", "interval", "batch")
 BATCH_RESULTS = (6, 50, 400)

@@ -1,14 +1,17 @@
 """The cheapest HTTP target: HTTP/1.1 with keep-alive on loopback, a fixed answer, little CPU per request.
 
-``python -m tests.bench.target`` prints its port and serves until its standard input ends.  Requests have no body; a
+``python -m cluster.bench.target`` prints its port and serves until its standard input ends.  Requests have no body; a
 request for ``/count`` is answered with the number of all others.  It looks at nothing but the end of a request's head.
 """
 
 import asyncio
 import os
+import sys
 from typing import cast
 
 import uvloop
+
+from cluster.runtime import raise_descriptor_limit
 
 HEAD_BYTES_MAX = 64 << 10
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
@@ -29,7 +32,7 @@ class TargetProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -55,10 +58,12 @@ class TargetProtocol(asyncio.Protocol):
 
 
 async def serve() -> None:
+    raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     requests = Requests()
     server = await loop.create_server(lambda: TargetProtocol(requests), "127.0.0.1", 0, backlog=4_096)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
     ended = asyncio.Event()
 
     def on_input() -> None:

@@ -1,10 +1,14 @@
 """What a benchmark stands on: a target, a database, a cluster as ``cluster up`` starts it, and what each of them costs.
 
-Everything is on loopback and below one temporary directory, which is removed at the end.  CPU time is read from
-``/proc/PID/stat`` (user and system, 10 ms resolution) and counted by role:
+Everything is on loopback and below one temporary directory, which is removed at the end, however that comes: a task
+that is cancelled ends the cluster at once, for nobody wants its results any more.  Nothing of the user's own cluster is
+touched: its variables are not passed on, the port is a free one, the cluster runs in the temporary directory.
+
+CPU time is read from ``/proc/PID/stat`` (user and system, 10 ms resolution) and counted by role:
 
     supervisor, coordinator, writer, workers   the processes of `cluster up`
-    postgresql                                 the postmaster and all its processes, those that ended included
+    postgresql                                 the postmaster and all its processes, those that ended included;
+                                               nothing when it runs on another machine
     target                                     the HTTP server that is polled; not part of the product
 
 It judges nothing and prints nothing.
@@ -25,45 +29,76 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import psutil
 
-from cluster import database
+from cluster import config, database
 from cluster.embedded import EmbeddedPostgres, cluster_database
+from cluster.errors import ClusterError
+from cluster.supervisor.notify import VARIABLE as NOTIFY_VARIABLE
 
 STOP_S = 120.0
+ABANDON_S = 20.0  # for `cluster up` to end its roles when nobody wants their results
+TARGET_END_S = 10.0
 TROUBLE = ("killing it", "stood still", "died", "FATAL", '"level":"error"', "Traceback")
 READ_S = 0.05  # between two looks at a condition
 STATUS_TIMEOUT_S = 60.0
 ROLES = ("supervisor", "coordinator", "writer", "workers", "postgresql")
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
+T = TypeVar("T")
 
-class BenchError(Exception):
+
+class BenchError(ClusterError):
     """The benchmark could not be carried out."""
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Its result; a cancellation waits until it is over, because what it has set up by then must be taken down.
+
+    It is not cancelled itself.
+    """
+    working = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        working.exception()  # nobody wants to hear of it: ^C on a terminal reaches initdb, too
+        raise
+
+
+def environ_without_a_cluster() -> dict[str, str]:
+    """Ours, without what configures a cluster of the user or tells a service manager of one."""
+    dropped = {*config.VARIABLES, NOTIFY_VARIABLE}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in dropped and not name.startswith(config.PREFIX)
+    }
+    return kept | {"PYTHONSAFEPATH": "1"}  # nothing of the directory we happen to stand in
 
 
 # ---- the target -----------------------------------------------------------------------------------------------------
 
 
-class Target:
+class BenchTarget:
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.target"],
+            [sys.executable, "-m", "cluster.bench.target"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+            env=environ_without_a_cluster(),
+            start_new_session=True,  # no ^C from a terminal: it ends with its input
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise BenchError(f"the target did not start (exit status {self._process.wait()})")
+            _, said = self._process.communicate()
+            raise BenchError(f"the target did not start: {said.decode(errors='replace')[-500:]}")
         self.url = f"http://127.0.0.1:{int(line)}"
         self.process = psutil.Process(self._process.pid)
 
@@ -72,7 +107,11 @@ class Target:
             return int(answer.read())
 
     def close(self) -> None:
-        self._process.communicate(timeout=STOP_S)
+        try:
+            self._process.communicate(timeout=TARGET_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
 # ---- the database ---------------------------------------------------------------------------------------------------
@@ -84,6 +123,7 @@ class Database:
     def __init__(self, data_dir: Path, server_url: str | None) -> None:
         self._server_url = server_url
         self._embedded: EmbeddedPostgres | None = None
+        self._created = False
         self._name = f"ringpoll_bench_{uuid.uuid4().hex[:12]}"
         self._data_dir = data_dir
         self.url = ""
@@ -96,12 +136,17 @@ class Database:
     async def start(self) -> None:
         if self._server_url is None:
             self._embedded = cluster_database(self._data_dir)
-            await asyncio.to_thread(self._embedded.start)
+            await to_the_end(asyncio.to_thread(self._embedded.start))
             self.url = self._embedded.dsn()
         else:
             conn = await database.connect(self._server_url)
             try:
-                await conn.execute(f"CREATE DATABASE {self._name}")
+                self._created = True
+                await to_the_end(conn.execute(f"CREATE DATABASE {self._name}"))
+            except database.DATABASE_ERRORS as error:
+                self._created = False
+                where = database.place(self._server_url)
+                raise BenchError(f"cannot create a database on {where}: {database.describe(error)}") from error
             finally:
                 await conn.close()
             self.url = urlunsplit(urlsplit(self._server_url)._replace(path=f"/{self._name}"))
@@ -130,8 +175,9 @@ class Database:
 
     async def close(self) -> None:
         if self._embedded is not None:
-            await asyncio.to_thread(self._embedded.stop)
-        elif self._server_url is not None and self.url:
+            await to_the_end(asyncio.to_thread(self._embedded.stop))
+            shutil.rmtree(self._embedded.run, ignore_errors=True)  # it is elsewhere when the path is long
+        elif self._server_url is not None and self._created:
             conn = await database.connect(self._server_url)
             try:
                 await conn.execute(f"DROP DATABASE IF EXISTS {self._name} WITH (FORCE)")
@@ -158,8 +204,7 @@ class Cluster:
         self.log = data_dir / "cluster.log"
         self._data_dir = data_dir
         self._pids: dict[str, set[int]] = {}  # by name, every one that a status document showed
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
-        environ.pop("DATABASE_URL", None)
+        environ = environ_without_a_cluster()
         if not db.is_embedded:
             environ["DATABASE_URL"] = db.url
         self._environ = environ
@@ -169,6 +214,7 @@ class Cluster:
             self._process = subprocess.Popen(
                 command,
                 env=environ,
+                cwd=data_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=None if shown else log,
                 stderr=None if shown else log,
@@ -224,11 +270,18 @@ class Cluster:
             "--data-dir",
             str(self._data_dir),
             env=self._environ,
+            cwd=self._data_dir,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            start_new_session=True,
         )
-        out, err = await process.communicate()
+        try:
+            out, err = await process.communicate()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         return process.returncode or 0, (out or err).decode()
 
     async def stop(self) -> int:
@@ -237,10 +290,23 @@ class Cluster:
             self._process.send_signal(signal.SIGTERM)
         return await asyncio.to_thread(self._process.wait, STOP_S)
 
-    def kill(self) -> None:
-        """After a failure: leave nothing behind.  The roles end by themselves when their supervisor is gone."""
+    async def abandon(self) -> None:
+        """Leave nothing behind after a failure or an interruption: nobody waits for its results."""
         if self._process.poll() is None:
-            self._process.kill()
+            await to_the_end(asyncio.to_thread(self._abandon))
+
+    def _abandon(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends it at once
+            self._process.send_signal(number)
+        try:
+            self._process.wait(ABANDON_S)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                processes = [*self.process.children(), self.process]
+                for process in processes:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(processes[:-1], timeout=ABANDON_S)
             self._process.wait()
 
 
@@ -270,7 +336,7 @@ class Usage(msgspec.Struct):
     processes: dict[str, int]
 
 
-def processes_of(cluster: Cluster, db: Database, target: Target) -> dict[str, list[psutil.Process]]:
+def processes_of(cluster: Cluster, db: Database, target: BenchTarget) -> dict[str, list[psutil.Process]]:
     roles: dict[str, list[psutil.Process]] = {"supervisor": [cluster.process], "target": [target.process]}
     for child in cluster.process.children():
         words = child.cmdline()
@@ -320,14 +386,14 @@ def _pss_bytes(pid: int) -> int:
 class Rig:
     """Target and database, and a directory for a cluster."""
 
-    def __init__(self, directory: Path, target: Target, db: Database) -> None:
+    def __init__(self, directory: Path, target: BenchTarget, db: Database) -> None:
         self.directory = directory
         self.target = target
         self.db = db
 
     @contextlib.asynccontextmanager
     async def cluster(self, *options: str, shown: bool = False) -> AsyncIterator[Cluster]:
-        """A running cluster, stopped in the end; its log is kept with ``keep_log``."""
+        """A running cluster, stopped in the end, and at once when it was left with an error."""
         cluster = Cluster(self.directory, self.db, options, shown=shown)
         try:
             yield cluster
@@ -335,21 +401,32 @@ class Rig:
             if status:
                 raise BenchError(f"`cluster up` ended with {status}: {cluster.tail()}")
         finally:
-            cluster.kill()
+            await cluster.abandon()
+
+
+def _make_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="ringpoll-bench-"))
+    directory.chmod(0o755)  # as root the embedded server runs under another account, which must reach it
+    return directory
 
 
 @contextlib.asynccontextmanager
 async def rig(server_url: str | None) -> AsyncIterator[Rig]:
-    directory = Path(tempfile.mkdtemp(prefix="ringpoll-bench-"))
-    directory.chmod(0o755)  # as root the embedded server runs under another account, which must reach it
+    directory = _make_directory()
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        target = Target()
+        stack.callback(_remove, directory)
+        target = BenchTarget()
         stack.callback(target.close)
         db = Database(directory, server_url)
         stack.push_async_callback(db.close)
         await db.start()
         yield Rig(directory, target, db)
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        raise BenchError(f"could not remove {directory}; remove it")
 
 
 def machine() -> dict[str, Any]:
@@ -359,10 +436,6 @@ def machine() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "load_average": [round(each, 2) for each in os.getloadavg()],
     }
-
-
-def instant(at_ms: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
