@@ -9,6 +9,7 @@ cores.  The database is embedded, or a new one on the server of DATABASE_URL.
     lateness            polled_at - scheduled_at of those rows
     CPU per poll        CPU time of a role in the window, divided by the polls started in it
     RSS                 at the end of the window
+    bytes per row       size of poll_results with its index by its rows; a short run has more page than row
     CPU of the machine  by everything, others' processes included: 100 % is one core
 
 A rate *holds* when no tick was missed, every due tick is saved, and p99 of the lateness is below 1 s.  What limits
@@ -57,6 +58,10 @@ FROM (SELECT status, response_time_ms, extract(epoch FROM polled_at - scheduled_
       FROM poll_results WHERE trigger = 'tick' AND scheduled_at >= $1 AND scheduled_at < $2) window_rows
 """
 _STARTED = "SELECT count(*) FROM poll_results WHERE polled_at >= $1 AND polled_at < $2"
+_ROW_BYTES = """
+SELECT sum(pg_total_relation_size(inhrelid))::float8 / greatest(1, (SELECT count(*) FROM poll_results))
+FROM pg_inherits WHERE inhparent = 'poll_results'::regclass
+"""
 _MISSED = """
 SELECT reason,
        sum(greatest(0, (least(last_ms, $2::int8 - 1) - first_ms) / $3::int8
@@ -105,6 +110,7 @@ class ThroughputFigures(msgspec.Struct):
     loop_lag_ms: dict[str, float]
     duplicates: int
     rejects: int
+    row_bytes: float  # of poll_results with its index, after the run
     target_requests: int
     holds: bool
     audit_holds: bool
@@ -224,6 +230,7 @@ async def _measure(ground: Rig, cluster: Cluster, load: Load, on_phase: OnPhase)
         loop_lag_ms=spread(lag),
         duplicates=document["writer"]["duplicates"],
         rejects=document["writer"]["rejects"],
+        row_bytes=round(rows["row_bytes"], 1),
         target_requests=requests,
         holds=not total(rows["missed"]) and rows["saved"] == rows["due"] and late[1] < LATE_MS,
         audit_holds=False,
@@ -237,6 +244,7 @@ async def _measure(ground: Rig, cluster: Cluster, load: Load, on_phase: OnPhase)
 async def window(conn: Connection, since_ms: int, until_ms: int, interval_ms: int) -> dict[str, Any]:
     low, high = instant_of(since_ms), instant_of(until_ms)
     rows = dict(await conn.fetchrow(_WINDOW, low, high) or {})
+    rows["row_bytes"] = await conn.fetchval(_ROW_BYTES)
     rows["started"] = await conn.fetchval(_STARTED, low, high)
     missed = await conn.fetch(_MISSED, since_ms, until_ms, interval_ms)
     rows["missed"] = {row["reason"]: row["ticks"] for row in missed if row["ticks"]}

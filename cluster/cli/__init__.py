@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from cluster.cli import admin, bench, data, projects, run, wal
+from cluster.cli import admin, bench, data, plan, projects, run, wal
 from cluster.errors import ClusterError, ExitCode
 
 EXIT_INTERRUPTED = 130
@@ -21,7 +21,15 @@ def cluster() -> None:
     """Poll thousands to a million HTTP endpoints on time, with every result in PostgreSQL."""
 
 
-for _command in (*run.COMMANDS, *admin.COMMANDS, *data.COMMANDS, *bench.COMMANDS, projects.projects, wal.wal):
+for _command in (
+    *run.COMMANDS,
+    *admin.COMMANDS,
+    *data.COMMANDS,
+    *bench.COMMANDS,
+    *plan.COMMANDS,
+    projects.projects,
+    wal.wal,
+):
     cluster.add_command(_command)
 
 

@@ -93,10 +93,10 @@ def _project(url: str, given: dict[str, Any]) -> ProjectFields:
     return project_from_map(fields)
 
 
-def parse_timeout_ms(text: str) -> int:
+def parse_timeout_ms(text: str, name: str = "timeout:") -> int:
     found = _TIMEOUT.fullmatch(text.strip())
     if not found:
-        raise InvalidInputError(f"timeout: must be a number with ms, s or m, such as 500ms or 10s, not {text!r}")
+        raise InvalidInputError(f"{name} must be a number with ms, s or m, such as 500ms or 10s, not {text[:200]!r}")
     return int(found[1]) * _TIMEOUT_MS[found[2] or "s"]
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from cluster.audit import Account, AuditReport, OnProgress
 from cluster.bench.rig import ROLES, total
 from cluster.bench.throughput import OnPhase, ThroughputFigures
+from cluster.capacity import TIMEOUT_S, CapacityPlan
 from cluster.wal.listing import StreamInfo
 
 PIPE_COLUMNS = 180
@@ -287,6 +288,8 @@ def bench_view(runs: Sequence[ThroughputFigures]) -> RenderableType:
     row("RSS MiB", *(_count(sum(run.rss_mib.get(role, 0.0) for role in ROLES)) for run in runs))
     for role in ROLES:
         row(f"  {role}", *(_count(run.rss_mib.get(role)) for run in runs))
+    table.add_section()
+    row("bytes per row", *(_count(run.row_bytes) for run in runs))
     parts: list[RenderableType] = [head, table]
     for run in runs:
         reasons = ", ".join(f"{reason} {ticks:,}" for reason, ticks in sorted(run.missed.items()))
@@ -294,6 +297,60 @@ def bench_view(runs: Sequence[ThroughputFigures]) -> RenderableType:
         said += [(line, "yellow") for line in (*run.warnings, *run.incidents)]
         parts += [Text(f"{run.projects:,} projects: {line}", style) for line, style in said]
     return Group(*parts)
+
+
+def plan_view(plan: CapacityPlan) -> RenderableType:
+    here = plan.machine
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("what", no_wrap=True)
+    table.add_column("needed", justify="right", no_wrap=True)
+    table.add_column("here", justify="right", no_wrap=True)
+    table.add_column("because", overflow="fold")
+    of_roles = {role: f"{cores:.2f}" for role, cores in plan.cpu_cores.items()}
+    why_slots = (
+        f"{plan.headroom} times that: {plan.hanging_share:.1%} of the polls may hang until a time-out of "
+        f"{TIMEOUT_S:g} s; nothing else in the way, they carry {plan.projects_at_most:,} projects"
+    )
+    rows = (
+        ("polls/s", f"{plan.polls_per_s:,.1f}", "", f"{plan.projects:,} projects, by their intervals"),
+        ("in flight, mean", f"{plan.in_flight_mean:,.1f}", "", "polls/s by response time (Little's law)"),
+        ("slots", f"{plan.max_concurrent_http:,}", "", why_slots),
+        ("workers", f"{plan.workers}", "", "none above half of a core"),
+        (
+            "CPU, cores",
+            f"{plan.cpu_cores_total:.2f}",
+            f"{here.cores}",
+            ", ".join(f"{role} {cores}" for role, cores in of_roles.items()),
+        ),
+        ("memory", size(plan.memory_bytes_total), size(here.memory_bytes), "per process and project, as measured"),
+        ("connections", f"{plan.connections:,}", "", "all slots, and those kept for the next poll"),
+        (
+            "files per worker",
+            f"{plan.descriptors_per_worker:,}",
+            "" if here.descriptors is None else f"{here.descriptors:,}",
+            "of one that has to take over from all others",
+        ),
+        ("rows per day", f"{plan.rows_per_day:,}", "", "one for each poll"),
+        ("table per day", size(plan.table_bytes_per_day), "", "with its index"),
+        (
+            f"table, {plan.retention_days} days",
+            size(plan.table_bytes),
+            "" if here.disk_free_bytes is None else size(here.disk_free_bytes),
+            "--retention-days",
+        ),
+        ("WAL", size(plan.wal_bytes), "", "10 minutes; more while the database is away"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    return Group(
+        table,
+        Text(
+            f"cluster up --workers {plan.workers} --max-concurrent-http {plan.max_concurrent_http} "
+            f"--retention-days {plan.retention_days}",
+            "bold",
+        ),
+        *(Text(f"Warning: {line}", "yellow") for line in plan.warnings),
+    )
 
 
 def _instant(instant_ms: int) -> str:

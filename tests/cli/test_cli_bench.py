@@ -65,6 +65,7 @@ def test_a_run_reports_what_was_polled_and_leaves_nothing(cluster, temporary, da
     assert all(found.cpu_us_per_poll[role] > 0 for role in ("workers", "coordinator", "postgresql"))
     assert set(found.rss_mib) == {"supervisor", "coordinator", "writer", "workers", "postgresql", "target"}
     assert found.lateness_ms["p50"] <= found.lateness_ms["p99"] <= found.lateness_ms["max"]
+    assert 100 < found.row_bytes < 10_000
     assert found.incidents == []
     assert list(data_dir.iterdir()) == []
     assert children() <= before
@@ -212,6 +213,7 @@ def figures(projects):
         loop_lag_ms={"max": 12_345.0},
         duplicates=0,
         rejects=0,
+        row_bytes=165.0,
         target_requests=1,
         holds=False,
         audit_holds=False,
