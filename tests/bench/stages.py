@@ -44,6 +44,7 @@ import zmq
 from rich.console import Console
 from rich.table import Table
 
+from cluster.bench.rig import BenchError, Database, Target, machine
 from cluster.clock import Clock
 from cluster.messages.control import Grant, Limits, PartitionGrant, Reset, SnapshotEnd
 from cluster.messages.results import Batch, PollResult, StreamWelcome, decode_to_writer, encode
@@ -53,7 +54,6 @@ from cluster.ticks import partition_of
 from cluster.wal.directory import WalDirectory
 from cluster.wal.format import Entry
 from tests.bench import replay
-from tests.bench.rig import BenchError, Database, Target, machine
 from worker.core import WorkerCore
 from worker.events import CoordinatorSaid, PollsFinished, StartPolls, WalWritten, WriterSaid, WriteWal
 from worker.missed import MissedLog
