@@ -12,8 +12,9 @@ Pure; every public method takes the time.  Polls to start collect in ``starts`` 
 - The tick with which a new owner resumes may have been polled by an owner that died: if it is missed in the end, then
   as missed(handover), a claim that the writer checks.
 
-It does not know of sockets, results or the writer.  Heap entries are integers, ``tick << SLOT_BITS | slot``; an entry
-whose tick is not its slot's next is stale and skipped.
+It does not know of sockets, results or the writer.  Heap entries are integers, ``tick << SLOT_BITS | slot``; a project
+keeps the very one that is its next, and an entry that isn't its slot's is stale and skipped.  A worker may hold a
+million projects: what can be computed is not kept for each of them (``tests/worker/test_memory.py``).
 """
 
 import re
@@ -52,21 +53,31 @@ class HostGate:
 
 
 class Scheduled:
-    """One project's place in the schedule."""
+    """One project's place in the schedule.  ``entry``: its next tick's in the heap; until there is one, tick 0."""
 
-    __slots__ = ("busy", "gate", "held", "next_ms", "phase", "slot", "spec", "taken_over_ms", "trigger", "waiting_ms")
+    __slots__ = ("busy", "entry", "gate", "held", "spec", "taken_over_ms", "trigger", "waiting_ms")
 
     def __init__(self, spec: ProjectSpec, held: "HeldPartition", gate: HostGate, slot: int) -> None:
         self.spec = spec
         self.held = held
         self.gate = gate
-        self.slot = slot
-        self.phase = phase_ms(spec.id, spec.interval_ms)
-        self.next_ms = 0
+        self.entry = slot
         self.taken_over_ms = -1  # the tick that was due when the project was taken over
         self.waiting_ms = -1  # the instant of the poll that waits in a line; -1: none
         self.trigger: TriggerName = "tick"
         self.busy = False  # a poll is in flight, here or at the former owner
+
+    @property
+    def slot(self) -> int:
+        return self.entry & _SLOT_MASK
+
+    @property
+    def next_ms(self) -> int:
+        return self.entry >> SLOT_BITS
+
+    @property
+    def phase(self) -> int:
+        return phase_ms(self.spec.id, self.spec.interval_ms)
 
 
 class HeldPartition:
@@ -157,14 +168,14 @@ class Ticker:
             entry = heap[0]
             scheduled = self._slots[entry & _SLOT_MASK]
             tick = entry >> SLOT_BITS
-            if scheduled is None or scheduled.next_ms != tick:
+            if scheduled is None or scheduled.entry != entry:
                 heappop(heap)
                 self._stale -= 1
                 continue
             interval_ms = scheduled.spec.interval_ms
             newest = tick if now_ms - tick < interval_ms else last_tick_before(now_ms + 1, scheduled.phase, interval_ms)
-            scheduled.next_ms = newest + interval_ms
-            heapreplace(heap, scheduled.next_ms << SLOT_BITS | scheduled.slot)
+            following = scheduled.entry = (newest + interval_ms) << SLOT_BITS | (entry & _SLOT_MASK)
+            heapreplace(heap, following)
             if newest != tick:
                 self._miss(scheduled, tick, newest - interval_ms, "overload", now_ms)
             if scheduled.busy or scheduled.waiting_ms >= 0:
@@ -518,17 +529,18 @@ class Ticker:
         interval_ms = spec.interval_ms
         known_before = after_ms is not None and not immediate  # else no cut or mark speaks for it
         start = max(spec.since_ms, after_ms + 1) if after_ms is not None and known_before else spec.since_ms
-        first = first_tick_from(start, scheduled.phase, interval_ms)
+        phase = scheduled.phase
+        first = first_tick_from(start, phase, interval_ms)
         if first > now_ms:
             self._schedule(scheduled, first)
             newest = None
         else:
-            newest = last_tick_before(now_ms + 1, scheduled.phase, interval_ms)
+            newest = last_tick_before(now_ms + 1, phase, interval_ms)
             self._schedule(scheduled, newest + interval_ms)
         if immediate and scheduled.waiting_ms < 0 and not scheduled.busy:
             if newest is not None:
                 self._miss(scheduled, first, newest, "handover" if granted else "overrun", now_ms)
-            on_a_tick = (now_ms - scheduled.phase) % interval_ms == 0
+            on_a_tick = (now_ms - phase) % interval_ms == 0
             self._wait(scheduled, now_ms - 1 if on_a_tick else now_ms, "immediate")
         elif newest is not None:
             if after_ms is None:
@@ -562,9 +574,9 @@ class Ticker:
     def _change_interval(self, scheduled: Scheduled, old: ProjectSpec, now_ms: int) -> None:
         """The span changed at ``since_ms``, a moment ago: the new grid may have ticks since that the old had not."""
         spec = scheduled.spec
-        old_phase, old_next = scheduled.phase, scheduled.next_ms
-        scheduled.phase = phase_ms(spec.id, spec.interval_ms)
-        first = first_tick_from(spec.since_ms, scheduled.phase, spec.interval_ms)
+        old_phase, old_next = phase_ms(old.id, old.interval_ms), scheduled.next_ms
+        phase = scheduled.phase
+        first = first_tick_from(spec.since_ms, phase, spec.interval_ms)
         if old_next < spec.since_ms:  # due by the old grid, not yet taken
             last = last_tick_before(spec.since_ms, old_phase, old.interval_ms)
             partition = partition_of(spec.id)
@@ -574,7 +586,7 @@ class Ticker:
         waits_off_grid = (
             scheduled.waiting_ms >= spec.since_ms
             and scheduled.trigger == "tick"
-            and (scheduled.waiting_ms - scheduled.phase) % spec.interval_ms != 0
+            and (scheduled.waiting_ms - phase) % spec.interval_ms != 0
         )
         given_back = scheduled.waiting_ms if waits_off_grid else -1  # neither polled nor counted
         if waits_off_grid:
@@ -597,11 +609,11 @@ class Ticker:
         earlier = [each for each in earlier if each[0] <= each[1]]
         if earlier:
             self._taken_late[spec.id] = earlier
-        following = first_tick_from(now_ms + 1, scheduled.phase, spec.interval_ms)
+        following = first_tick_from(now_ms + 1, phase, spec.interval_ms)
         for tick in pending[:-1]:
             self._miss(scheduled, tick, tick, "handover", now_ms)
         if upper < now_ms:
-            skipped = first_tick_from(upper + 1, scheduled.phase, spec.interval_ms)
+            skipped = first_tick_from(upper + 1, phase, spec.interval_ms)
             if skipped < following:
                 self._miss(scheduled, skipped, following - spec.interval_ms, "handover", now_ms)
         self._schedule(scheduled, following)
@@ -614,8 +626,8 @@ class Ticker:
     def _schedule(self, scheduled: Scheduled, next_ms: int) -> None:
         if scheduled.next_ms:
             self._stale += 1
-        scheduled.next_ms = next_ms
-        heappush(self._heap, next_ms << SLOT_BITS | scheduled.slot)
+        scheduled.entry = next_ms << SLOT_BITS | scheduled.slot
+        heappush(self._heap, scheduled.entry)
 
     def _add(self, spec: ProjectSpec, held: HeldPartition) -> Scheduled:
         slot = self._free.pop() if self._free else len(self._slots)
@@ -643,7 +655,7 @@ class Ticker:
 
     def _tidy(self) -> None:
         if self._stale > len(self._heap) * STALE_SHARE_MAX and self._stale > 1_000:
-            self._heap = [s.next_ms << SLOT_BITS | s.slot for s in self._slots if s is not None and s.next_ms]
+            self._heap = [s.entry for s in self._slots if s is not None and s.next_ms]
             heapify(self._heap)
             self._stale = 0
 
