@@ -8,6 +8,7 @@ directly in SQL, as far as SQL can say them.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -27,6 +28,8 @@ HEADERS_MAX = 100
 HEADERS_CHARS_MAX = 65_536  # all names and values of a project
 INTERVAL_S_MAX = 365 * 86_400
 TIMEOUT_MS_MAX = 600_000
+SHARED_MAX = 4_096  # values that projects have in common
+SHARED_CHARS_MAX = 256  # of a header's value, to be looked for among them
 SWITCHING_PROTOCOLS = "101"  # the one informational status that ends an exchange
 
 _METHOD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,32}")
@@ -62,6 +65,31 @@ class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
     expected_status: str = "200"
     timeout_ms: int = 30_000
     follow_redirects: bool = True
+
+
+@lru_cache(maxsize=SHARED_MAX)
+def _shared(value: Any) -> Any:
+    """One object for all that are equal to it.  For texts and integers: 1, 1.0 and True would become one, too."""
+    return value
+
+
+def compact(spec: ProjectSpec) -> ProjectSpec:
+    """The same spec for who keeps many of them: what most have in common is there once.  A decoder makes each anew.
+
+    ``id``, ``url``, ``since_ms`` and ``body`` are a project's own; a header that is long is so as well, as a rule.
+    """
+    return ProjectSpec(
+        spec.id,
+        spec.url,
+        _shared(spec.interval_ms),
+        spec.since_ms,
+        _shared(spec.method),
+        spec.headers and tuple(_shared(pair) if len(pair[1]) <= SHARED_CHARS_MAX else pair for pair in spec.headers),
+        spec.body,
+        _shared(spec.expected_status),
+        _shared(spec.timeout_ms),
+        spec.follow_redirects,
+    )
 
 
 encode_spec = msgspec.msgpack.Encoder().encode

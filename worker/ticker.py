@@ -27,7 +27,7 @@ import msgspec
 
 from cluster.messages.control import BusyProject, Cut, EndedSpan, ResumeReason, TriggerName, WaitingPoll
 from cluster.messages.results import MissedReason
-from cluster.project import ProjectSpec
+from cluster.project import ProjectSpec, compact
 from cluster.ticks import first_tick_from, last_tick_before, partition_of, phase_ms
 from worker.events import PollStart
 from worker.missed import MissedLog
@@ -381,7 +381,7 @@ class Ticker:
             scheduled.busy = spec.id in self.flights or spec.id in self._foreign  # removed and added while it runs
             self._resume(scheduled, spec.since_ms - 1, "handover", immediate, now_ms, granted=False)
         elif scheduled.spec != spec:
-            old, scheduled.spec = scheduled.spec, spec
+            old, scheduled.spec = scheduled.spec, compact(spec)
             self._change_gate(scheduled, old)
             if old.interval_ms != spec.interval_ms or old.since_ms != spec.since_ms:
                 self._change_interval(scheduled, old, now_ms)
@@ -632,7 +632,7 @@ class Ticker:
     def _add(self, spec: ProjectSpec, held: HeldPartition) -> Scheduled:
         slot = self._free.pop() if self._free else len(self._slots)
         assert slot <= _SLOT_MASK, "more projects than a worker can hold"
-        scheduled = Scheduled(spec, held, self._gate(spec.url), slot)
+        scheduled = Scheduled(compact(spec), held, self._gate(spec.url), slot)
         if slot == len(self._slots):
             self._slots.append(scheduled)
         else:
