@@ -22,6 +22,7 @@ from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
 from cluster.errors import ClusterError, ExitCode
+from cluster.loop_lag import LoopLag
 from cluster.messages import UNDECODABLE, control
 from cluster.runtime import RoleContext
 from cluster.settings import Settings
@@ -136,6 +137,8 @@ class CoordinatorService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._collecting: Applied | None = None  # what the core says really changed, while ``apply`` runs
         self._added: set[int] = set()
+        self._lag = LoopLag()
+        self._lag_ms = 0.0
         self._malformed = 0
         self._unsent = 0
         self._save_failures = 0
@@ -155,6 +158,7 @@ class CoordinatorService:
     async def _start(self) -> None:
         settings = self._settings
         logger.info("starting")
+        self._lag.start()
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
         make_ipc_private(settings.control)
@@ -207,6 +211,7 @@ class CoordinatorService:
 
     async def _close(self) -> None:
         """Give back everything, also after a failed start."""
+        self._lag.close()
         await self.server.close()
         for task in self._tasks:
             task.cancel()
@@ -233,6 +238,7 @@ class CoordinatorService:
         while True:
             await asyncio.sleep(SECOND_S)
             self._clock.follow()
+            self._lag_ms = self._lag.beat()
             assert self._core is not None
             try:
                 await self._state.save_soon(self._core.durable(self._clock.now_ms()))
@@ -363,6 +369,8 @@ class CoordinatorService:
             },
             invalid_projects=self._source.invalid,
             admin_requests=self._desk.requests_ok,
+            loop_lag_ms=self._lag_ms,
+            loop_lag_counts=list(self._lag.total.counts),
         )
 
 

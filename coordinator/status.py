@@ -34,6 +34,8 @@ class ShellCounts(msgspec.Struct, frozen=True):
     refused: dict[str, int] = {}
     invalid_projects: dict[int, str] = {}  # rows that can't be polled, and why
     admin_requests: int = 0
+    loop_lag_ms: float = 0.0  # the worst of the last second
+    loop_lag_counts: list[int] = []
 
 
 def health(active_http: int, max_concurrent_http: int, queue_depth: int) -> Health:
@@ -80,6 +82,10 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
         "accounted_to_ms": view.horizon_ms,
         "partitions": PARTITIONS,
         "partitions_assigned": view.partitions_assigned,
+        "coordinator": {
+            "loop_lag_ms": round(counts.loop_lag_ms, 3),
+            "loop_lag_counts": counts.loop_lag_counts,
+        },
         "workers_wanted": view.workers_wanted,
         "workers": [_worker(worker) for worker in view.workers],
         "writer": {
@@ -119,6 +125,7 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
             "max": round(stats.lateness_max_ms, 3),
         },
         "loop_lag_ms": round(stats.loop_lag_ms, 3),
+        "loop_lag_counts": stats.loop_lag_counts,
         "unacked_results": stats.unacked_results,
         "wal_bytes": stats.wal_bytes,
         "wal_state": stats.wal_state,

@@ -253,6 +253,7 @@ class WorkerCore:
             lateness_p99_ms=vitals.lateness_p99_ms,
             lateness_max_ms=vitals.lateness_max_ms,
             loop_lag_ms=vitals.loop_lag_ms,
+            loop_lag_counts=vitals.loop_lag_counts,
             rss_bytes=vitals.rss_bytes,
         )
 

@@ -16,6 +16,7 @@ class Vitals(msgspec.Struct, frozen=True):
     lateness_p99_ms: float = 0.0
     lateness_max_ms: float = 0.0
     loop_lag_ms: float = 0.0
+    loop_lag_counts: list[int] = []
     rss_bytes: int = 0
     wal_full: bool = False  # its limits are reached, and nothing of it may be given up
     wal_damaged: int = 0

@@ -18,6 +18,7 @@ from msgspec.structs import astuple
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
+from cluster.loop_lag import LoopLag
 from cluster.messages import UNDECODABLE, control, results
 from cluster.messages.results import PollResult
 from cluster.runtime import RoleContext
@@ -52,7 +53,6 @@ from worker.probe.interface import ProbeOutcome, Prober
 from worker.recorder import WalRecorder
 
 HEARTBEAT_S = 1.0
-LAG_SAMPLE_S = 0.1
 GATHER_MS = 5
 REPLAY_MAX_MS = 7 * 86_400_000  # until it is interrupted
 LAST_WORDS_S = 0.2  # for the sockets to deliver what was sent last
@@ -94,7 +94,7 @@ class WorkerService:
         self._finished: list[PollResult] = []
         self._in_flight: set[int] = set()
         self._lateness = Lateness()
-        self._lag_s = 0.0
+        self._lag = LoopLag()
         self._malformed = 0
         self._says_polls = logger.isEnabledFor(logging.DEBUG)
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
@@ -106,7 +106,7 @@ class WorkerService:
             streams = await self._recorder.adopt_everything()
             logger.info("delivering %d streams", streams)
             self._driver.submit(StopRequested())
-        self._sample_lag(self._loop.time())
+        self._lag.start()
         self._beat()
         stopping = asyncio.ensure_future(self._context.stopping.wait())
         awaited: list[asyncio.Future[Any]] = [stopping, self._exit]
@@ -126,6 +126,7 @@ class WorkerService:
 
     async def close(self) -> None:
         self._driver.close()
+        self._lag.close()
         self._coordinator.close()
         self._writer.close()
         self._zmq.destroy(linger=0)
@@ -232,17 +233,11 @@ class WorkerService:
             lateness_p50_ms=recent.percentile(0.5),
             lateness_p99_ms=recent.percentile(0.99),
             lateness_max_ms=recent.max_ms,
-            loop_lag_ms=self._lag_s * 1000,
+            loop_lag_ms=self._lag.beat(),
+            loop_lag_counts=list(self._lag.total.counts),
             rss_bytes=self._process.memory_info().rss,
             wal_full=self._recorder.full,
             wal_damaged=self._recorder.damaged,
             wal_sync_failures=self._recorder.sync_failures,
         )
-        self._lag_s = 0.0
         self._driver.submit(HeartbeatDue(vitals))
-
-    def _sample_lag(self, expected_s: float) -> None:
-        now_s = self._loop.time()
-        self._lag_s = max(self._lag_s, now_s - expected_s)
-        if not self._exit.done():
-            self._loop.call_later(LAG_SAMPLE_S, self._sample_lag, now_s + LAG_SAMPLE_S)

@@ -142,6 +142,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     lateness_p99_ms: float = 0.0
     lateness_max_ms: float = 0.0
     loop_lag_ms: float = 0.0  # the worst since the last heartbeat
+    loop_lag_counts: list[int] = []  # cumulative, by cluster.histogram.BOUNDS_MS, one every 50 ms
     rss_bytes: int = 0
 
 

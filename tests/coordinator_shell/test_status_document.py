@@ -61,7 +61,10 @@ def test_health_has_the_originals_thresholds(active, queue, expected):
 
 
 def test_the_document_has_what_is_promised():
-    made = document(view(), ShellCounts(uptime_s=12.34, refused={"control_malformed": 2}))
+    counts = ShellCounts(
+        uptime_s=12.34, refused={"control_malformed": 2}, loop_lag_ms=12.3456, loop_lag_counts=[3, 0, 1]
+    )
+    made = document(view(), counts)
     expected = {
         "active_projects": 20,
         "total_requests": 300,
@@ -79,7 +82,8 @@ def test_the_document_has_what_is_promised():
     }
     assert {name: made[name] for name in expected} == expected
     promised = {"name", "pid", "state", "projects", "slice", "active_http", "queue_depth", "executed", "lateness_ms"}
-    assert promised | {"loop_lag_ms", "wal_bytes"} <= set(made["workers"][0])
+    assert promised | {"loop_lag_ms", "loop_lag_counts", "wal_bytes"} <= set(made["workers"][0])
+    assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1]}
     assert made["workers"][0]["lateness_ms"] == {"p50": 0.0, "p99": 4.5, "max": 0.0}
     writer = {"state": "running", "rows_written": 290, "rows_per_s": 12.3, "lag_ms": 5.0, "duplicates": 1, "rejects": 0}
     assert writer.items() <= made["writer"].items()

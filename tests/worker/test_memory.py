@@ -1,7 +1,7 @@
 """What a project costs a worker that holds very many of them, where most have the same method, interval and so on.
 
-A ratchet over real objects: messages as they come from the coordinator, decoded and applied.  What the allocator and the
-process add is for ``tests.bench.million`` to see.
+A ratchet over real objects: messages as they come from the coordinator, decoded and applied.  What the allocator and
+the process add is for ``tests.bench.million`` to see.
 """
 
 import gc
