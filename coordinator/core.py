@@ -60,7 +60,7 @@ from coordinator.ownership import Ownership
 from coordinator.placement import Placement
 from coordinator.slots import SliceBook
 from coordinator.state import ClusterState, worker_number
-from coordinator.telling import Teller
+from coordinator.telling import GRANTED_BYTES_PER_ACK, Teller
 
 TURN_MS = 250  # how often time-outs are looked at
 STALL_MS = 1_500  # a longer silence between two turns is our own, not the workers'
@@ -364,7 +364,7 @@ class CoordinatorCore:
         effects: list[Effect] = []
         if member.link is not None:
             effects += self._teller.acked(member, member.link.ack(session, seq, now_ms))
-        return effects + self._teller.pump(member, now_ms)
+        return effects + self._teller.pump(member, now_ms, granted_bytes=GRANTED_BYTES_PER_ACK)
 
     # ---- membership -----------------------------------------------------------------------------------------------
 

@@ -49,8 +49,8 @@ from coordinator.project_rows import (
 from coordinator.throttle import ThrottledLog
 
 CHANNEL = "ringpoll_projects"
-CHUNK_ROWS = 2_000  # about 30 ms of the loop
-SLICE_ROWS = 500  # rows made into records between two turns of the loop
+CHUNK_ROWS = 1_000  # what one answer of the database has: about 5 ms of the loop
+SLICE_ROWS = 500  # rows made into records, or records handed over, between two turns of the loop
 REFRESH_IDS = 1_000
 SEEN_IDS = 50_000  # compared between two turns of the loop
 GATHER_S = 0.05  # notifications that arrive together are fetched together
@@ -445,23 +445,21 @@ class ProjectSource:
                 rows = await fetch_chunk(connection, after, CHUNK_ROWS)
                 if not rows:
                     break
-                records: list[ProjectRecord] = []
-                unusable: list[int] = []
+                some = Applied()
                 for part in _parts(rows, SLICE_ROWS):
-                    good, bad = self._reader.records(part)
-                    records += good
-                    unusable += bad
+                    records, unusable = self._reader.records(part)
                     await asyncio.sleep(0)
-                some = self._sink.apply(records, self._unusable(unusable), initial=initial)
-                if rebuild:
-                    self._journal.rebuild(records)
+                    some += self._sink.apply(records, self._unusable(unusable), initial=initial)
+                    if rebuild:
+                        self._journal.rebuild(records)
+                    seen.extend(record.id for record in records)
+                    await asyncio.sleep(0)
             if len(applied) <= LINES_MAX:
                 wanted = {*some.added, *some.changed}
                 names.update((row["id"], monitoring_line(row)) for row in rows if row["id"] in wanted)
             applied += some
             after = rows[-1]["id"]
             read += len(rows)
-            seen.extend(record.id for record in records)
             if not self.loaded:
                 self._read_up_to = after
                 self._sink.load_progressed(read, max(total, read))

@@ -34,6 +34,8 @@ from coordinator.uncovered import Hearing, Owed, Uncovered
 
 PARTITIONS_PER_GRANT = 512
 SESSIONS_PER_EPOCH = 1_000_000
+GRANTED_BYTES_PER_STEP = BYTES_PER_MESSAGE  # a full message: building it takes time, and all may be told at once
+GRANTED_BYTES_PER_ACK = 2 * BYTES_PER_MESSAGE  # more than one, so that the window fills up all the same
 UNKNOWN_MS = 60_000  # a span that began so late may have been committed too late for a coordinator that died since
 
 
@@ -306,8 +308,11 @@ class Teller:
     def pump_all(self, now_ms: int) -> list[Effect]:
         return [effect for member in list(self._state.members.values()) for effect in self.pump(member, now_ms)]
 
-    def pump(self, member: Member, now_ms: int) -> list[Effect]:
-        """Say as much of what is to be said as the window takes."""
+    def pump(self, member: Member, now_ms: int, *, granted_bytes: int = GRANTED_BYTES_PER_STEP) -> list[Effect]:
+        """Say as much of what is to be said as the window takes.
+
+        Of grants no further message once they carried ``granted_bytes``: more follow when these are acknowledged.
+        """
         effects: list[Effect] = []
         link = member.link
         while link is not None and link.has_room:
@@ -336,7 +341,11 @@ class Teller:
                 message = WireUpsert(link.session, seq, self._state.epoch, blobs, immediate)
                 note = Note(seen=self._uncovered_of(taken))
             elif member.grants:
-                effects += self._grant(member, link, now_ms)
+                if granted_bytes <= 0:
+                    break
+                granting, size = self._grant(member, link, now_ms)
+                effects += granting
+                granted_bytes -= size
                 continue
             elif member.snapshot:
                 member.snapshot = False
@@ -357,16 +366,20 @@ class Teller:
                 seen.append((index, owed, since_ms))
         return seen
 
-    def _grant(self, member: Member, link: WorkerLink, now_ms: int) -> list[Effect]:
-        """One message of grants; a partition larger than a message goes out in parts, one after the other."""
+    def _grant(self, member: Member, link: WorkerLink, now_ms: int) -> tuple[list[Effect], int]:
+        """One message of grants; a partition larger than a message goes out in parts, one after the other.
+
+        Returns the bytes of the projects, too.
+        """
         effects: list[Effect] = []
         parts: list[WireGrant] = []
         seen: list[tuple[int, Owed, int]] = []
         granted: list[int] = []
-        size = 0
+        size = sent_bytes = 0
 
         def flush() -> None:
-            nonlocal size, parts, seen, granted
+            nonlocal size, sent_bytes, parts, seen, granted
+            sent_bytes += size
             message = WireGrants(link.session, link.number(), self._state.epoch, parts)
             note = Note(seen=seen, granted=granted)
             effects.append(Send(link.peer, link.push(message, note, now_ms)))
@@ -409,4 +422,4 @@ class Teller:
                 break
         if parts:
             flush()
-        return effects
+        return effects, sent_bytes
