@@ -6,7 +6,8 @@
 In this order, on a fresh database (embedded, or a new one on the server of DATABASE_URL):
 
 1. *Empty*: the cluster runs without a project; after ``--rest-seconds`` / 2 its memory is the base line.
-2. *Insert*: one COPY of all projects while no cluster runs, triggers included.
+2. *Insert*: one COPY of all projects while no cluster runs, triggers included.  Then they are made an hour older:
+   of projects that are new within the last minute the coordinator keeps more, for a while (``--fresh`` leaves it so).
 3. *Load*: the cluster starts.  ``loaded``: seconds from the start of `cluster up` until the coordinator has read every
    project; ``assigned``: until every partition has an owner and the owners' projects are all of them; ``held``: until
    every worker has applied what it was granted, and all ticks up to ``assigned`` are in the database.  /status is read
@@ -181,12 +182,18 @@ async def run(
     interval: tuple[int, str],
     rest_s: float,
     load_s: float,
+    fresh: bool = False,
 ) -> LoadFigures:
     options = ("--workers", str(workers), "--max-concurrent-http", "500", "--max-per-host", "0")
     console.print(f"an empty cluster of {workers} workers ...")
     empty, empty_percent = await _empty(ground, options, rest_s / 2)
     console.print(f"inserting {projects} projects ...")
     insert_s = await ground.db.insert_projects(projects, ground.target.url, *interval)
+    if not fresh:
+        async with ground.db.connection() as conn:
+            await conn.execute("UPDATE project_spans SET since = since - interval '1 hour'")
+            for table in ("projects", "project_spans"):
+                await conn.execute(f"VACUUM (ANALYZE) {table}")  # as autovacuum would have in that hour
     seconds = interval[0] * {"minutes": 60, "hours": 3_600}[interval[1]]
     found = LoadFigures(projects, workers, seconds, round(insert_s, 1), cpu_percent_empty=empty_percent)
     found.polls_per_s_due = round(projects / seconds, 1)
@@ -392,6 +399,7 @@ async def main(arguments: argparse.Namespace, console: Console) -> LoadFigures:
             interval=interval,
             rest_s=arguments.rest_seconds,
             load_s=arguments.load_seconds,
+            fresh=arguments.fresh,
         )
 
 
@@ -404,6 +412,7 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--interval-hours", type=int, help="instead of minutes: nearly nothing is polled")
     parser.add_argument("--rest-seconds", type=float, default=30.0, help="length of the window at rest")
     parser.add_argument("--load-seconds", type=float, default=600.0, help="how long the load may take")
+    parser.add_argument("--fresh", action="store_true", help="load projects that were enabled a moment ago")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a limit was passed")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args(words)

@@ -26,6 +26,15 @@ async def test_a_load_of_many_projects_reports_memory_and_lag():
     assert measured.polls_per_s_due == pytest.approx(20_000 / 86_400, abs=0.1)
     assert measured.reload_s > 0
     assert all(set(each) == {"workers", "coordinator"} for each in (measured.lag_ms_loading, measured.lag_ms_at_rest))
+    for lag in (measured.lag_ms_loading["coordinator"], measured.lag_ms_at_rest["workers"]):
+        assert lag["samples"] > 0
+        assert lag["p50"] <= lag["p99"]
+    assert len(measured.verdicts) == 6
+    (assigned,) = [each for each in measured.verdicts if each.what == "seconds until assigned"]
+    assert assigned.passed == (measured.assigned_s < 20)
+    assert [each["passed"] for each in million.written(measured)["verdicts"]] == [
+        each.passed for each in measured.verdicts
+    ]
     assert "bytes per project" in shown(million.show, measured)
 
 
