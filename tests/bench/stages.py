@@ -44,7 +44,7 @@ import zmq
 from rich.console import Console
 from rich.table import Table
 
-from cluster.bench.rig import BenchError, Database, Target, machine
+from cluster.bench.rig import BenchError, BenchTarget, Database, machine
 from cluster.clock import Clock
 from cluster.messages.control import Grant, Limits, PartitionGrant, Reset, SnapshotEnd
 from cluster.messages.results import Batch, PollResult, StreamWelcome, decode_to_writer, encode
@@ -320,7 +320,7 @@ async def stored(polls_per_s: int, seconds: int) -> tuple[float, float]:
 
 
 def run(*, polls_per_worker: int, seconds: int, rounds: int, store_seconds: int) -> StageFigures:
-    target = Target()
+    target = BenchTarget()
     try:
         specs = projects(polls_per_worker, target.url)
         size = max(1, polls_per_worker * SEAL_MS // 1_000)
