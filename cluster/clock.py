@@ -8,6 +8,7 @@ Deadlines measured with it therefore survive a stepped system clock; a role that
 
 import time
 
+NS_PER_MS = 1_000_000
 STEP_MS = 2_000
 SLEW_MS_PER_CALL = 20  # follow() is called about once a second: 2 %
 
@@ -15,7 +16,7 @@ SLEW_MS_PER_CALL = 20  # follow() is called about once a second: 2 %
 class Clock:
     def __init__(self, *, jump: bool) -> None:
         self._jump = jump
-        self._offset_ms = (time.time_ns() - time.monotonic_ns()) / 1e6
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
         self._newest_us = 0  # the clock stands there while it is slewed back
 
     def now_ms(self) -> int:
@@ -23,7 +24,7 @@ class Clock:
 
     def now_us(self) -> int:
         """Microseconds since the epoch on the same clock."""
-        now_us = int(time.monotonic_ns() / 1e3 + self._offset_ms * 1e3)
+        now_us = (time.monotonic_ns() + self._offset_ns) // 1_000
         if now_us < self._newest_us:
             return self._newest_us
         self._newest_us = now_us
@@ -31,8 +32,9 @@ class Clock:
 
     def follow(self) -> None:
         """Move towards the system's wall clock; call it about once a second."""
-        difference_ms = (time.time_ns() - time.monotonic_ns()) / 1e6 - self._offset_ms
-        if self._jump and difference_ms > STEP_MS:
-            self._offset_ms += difference_ms
+        difference_ns = time.time_ns() - time.monotonic_ns() - self._offset_ns
+        if self._jump and difference_ns > STEP_MS * NS_PER_MS:
+            self._offset_ns += difference_ns
         else:
-            self._offset_ms += max(-SLEW_MS_PER_CALL, min(SLEW_MS_PER_CALL, difference_ms))
+            slew_ns = SLEW_MS_PER_CALL * NS_PER_MS
+            self._offset_ns += max(-slew_ns, min(slew_ns, difference_ns))

@@ -160,7 +160,7 @@ class WorkerService:
     def _start(self, poll: PollStart) -> None:
         started_us = self._clock.now_us()
         if poll.trigger == "tick":
-            self._lateness.add(max(0.0, started_us / 1000 - poll.scheduled_at_ms))
+            self._lateness.add(started_us / 1000 - poll.scheduled_at_ms)
         self._in_flight.add(poll.spec.id)
         self._prober.start(poll.spec, partial(self._on_outcome, poll, started_us))
 

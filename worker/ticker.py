@@ -217,8 +217,9 @@ class Ticker:
     def finished(self, project_ids: list[int], now_ms: int) -> list[BusyProject]:
         """Polls have ended.  Returns those that the coordinator is to hear of: it told, or may tell, another owner."""
         moved: list[BusyProject] = []
+        flights, partitions, foreign = self.flights, self.partitions, self._foreign
         for project_id in project_ids:
-            flight = self.flights.pop(project_id)
+            flight = flights.pop(project_id)
             gate = flight.gate
             gate.active -= 1
             if gate.line:
@@ -227,7 +228,10 @@ class Ticker:
                 self._forget_unused(gate)
             if flight.released:
                 moved.append(BusyProject(project_id, flight.until_ms))
-            self._unbusy(project_id, flight.partition)
+            held = partitions.get(flight.partition)
+            scheduled = held.projects.get(project_id) if held is not None else None
+            if scheduled is not None and project_id not in foreign:
+                scheduled.busy = False
         self.start_waiting(now_ms)
         return moved
 
@@ -491,7 +495,10 @@ class Ticker:
             running.remove(until_ms)
             if not running:
                 del self._foreign[project_id]
-                self._unbusy(project_id, partition_of(project_id))
+                held = self.partitions.get(partition_of(project_id))
+                scheduled = held.projects.get(project_id) if held is not None else None
+                if scheduled is not None and project_id not in self.flights:
+                    scheduled.busy = False
 
     def _keep_foreign(self, held: HeldPartition, busy: list[BusyProject]) -> None:
         """Of the polls at former owners only these run on: a ``Settle`` is lost with a coordinator that dies."""
@@ -502,12 +509,6 @@ class Ticker:
             for until_ms in list(self._foreign[project_id]):
                 if (project_id, until_ms) not in running:
                     self._foreign_ended(project_id, until_ms)
-
-    def _unbusy(self, project_id: int, partition: int) -> None:
-        held = self.partitions.get(partition)
-        scheduled = held.projects.get(project_id) if held is not None else None
-        if scheduled is not None and project_id not in self.flights and project_id not in self._foreign:
-            scheduled.busy = False
 
     def _resume(
         self,
