@@ -85,9 +85,9 @@ def environ_without_a_cluster() -> dict[str, str]:
 
 
 class BenchTarget:
-    def __init__(self) -> None:
+    def __init__(self, latency_ms: int = 0) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.bench.target"],
+            [sys.executable, "-m", "cluster.bench.target", str(latency_ms)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -411,11 +411,12 @@ def _make_directory() -> Path:
 
 
 @contextlib.asynccontextmanager
-async def rig(server_url: str | None) -> AsyncIterator[Rig]:
+async def rig(server_url: str | None, latency_ms: int = 0) -> AsyncIterator[Rig]:
+    """``latency_ms``: how long the target takes to answer."""
     directory = _make_directory()
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(_remove, directory)
-        target = BenchTarget()
+        target = BenchTarget(latency_ms)
         stack.callback(target.close)
         db = Database(directory, server_url)
         stack.push_async_callback(db.close)

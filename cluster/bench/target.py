@@ -1,7 +1,8 @@
 """The cheapest HTTP target: HTTP/1.1 with keep-alive on loopback, a fixed answer, little CPU per request.
 
-``python -m cluster.bench.target`` prints its port and serves until its standard input ends.  Requests have no body; a
-request for ``/count`` is answered with the number of all others.  It looks at nothing but the end of a request's head.
+``python -m cluster.bench.target [MILLISECONDS]`` prints its port and serves until its standard input ends; it answers
+after so many milliseconds, or at once.  Requests have no body; a request for ``/count`` is answered with the number of
+all others.  It looks at nothing but the end of a request's head.
 """
 
 import asyncio
@@ -24,8 +25,9 @@ class Requests:
 
 
 class TargetProtocol(asyncio.Protocol):
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, latency_s: float = 0.0) -> None:
         self._requests = requests
+        self._latency_s = latency_s
         self._transport: asyncio.Transport | None = None
         self._rest = b""
 
@@ -54,14 +56,21 @@ class TargetProtocol(asyncio.Protocol):
                 return
         if heads:
             self._requests.answered += heads
-            transport.write(ANSWER * heads)
+            if self._latency_s:
+                asyncio.get_running_loop().call_later(self._latency_s, self._answer, heads)
+            else:
+                transport.write(ANSWER * heads)
+
+    def _answer(self, heads: int) -> None:
+        if self._transport is not None:
+            self._transport.write(ANSWER * heads)
 
 
-async def serve() -> None:
+async def serve(latency_s: float) -> None:
     raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     requests = Requests()
-    server = await loop.create_server(lambda: TargetProtocol(requests), "127.0.0.1", 0, backlog=4_096)
+    server = await loop.create_server(lambda: TargetProtocol(requests, latency_s), "127.0.0.1", 0, backlog=4_096)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     ended = asyncio.Event()
@@ -77,4 +86,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve(float(sys.argv[1]) / 1_000 if len(sys.argv) > 1 else 0.0))

@@ -81,6 +81,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     warm_up_s: float
     max_concurrent_http: int
+    latency_ms: int = 0  # of the target's answers
 
 
 # The phase that has begun or goes on, how much of it is done, and of how much; 0 of 0 when that is not known.
@@ -123,7 +124,7 @@ class ThroughputFigures(msgspec.Struct):
 async def measure_throughput(server_url: str | None, load: Load, on_phase: OnPhase) -> ThroughputFigures:
     """Set everything up, measure, take everything down."""
     on_phase("database", 0, 0)
-    async with rig(server_url) as ground:
+    async with rig(server_url, load.latency_ms) as ground:
         figures = await _run(ground, load, on_phase)
         on_phase("clean up", 0, 0)
     return figures

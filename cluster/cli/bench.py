@@ -15,6 +15,7 @@ import uvloop
 
 from cluster import config
 from cluster.bench.throughput import Load, OnPhase, ThroughputFigures, measure_throughput
+from cluster.cli.admin import parse_timeout_ms
 from cluster.cli.options import with_settings
 from cluster.errors import ExitCode, InvalidInputError
 from cluster.settings import Settings
@@ -22,6 +23,7 @@ from cluster.settings import Settings
 PROJECTS_MAX = 1_000_000
 RUNS_MAX = 20
 SECONDS_MAX = 86_400
+LATENCY_MS_MAX = 20_000  # what takes longer runs into the time-out of its project
 SIGNALLED = 128  # and the number of the signal
 
 
@@ -77,6 +79,13 @@ class ProjectCounts(click.types.StringParamType):
     metavar="N",
     help="HTTP requests in flight.",
 )
+@click.option(
+    "--latency",
+    default="0ms",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the target takes to answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def bench(
     settings: Settings,
@@ -86,6 +95,7 @@ def bench(
     seconds: int,
     warm_up: int,
     max_concurrent_http: int,
+    latency: str,
     as_json: bool,
 ) -> int:
     """Measure how many polls per second this machine saves, how late they are and what they cost.
@@ -99,6 +109,9 @@ def bench(
     interval_s = config.parse_duration_s(interval)
     if interval_s is None or not 1 <= interval_s <= SECONDS_MAX:
         raise InvalidInputError(f"--interval must be a duration from 1s to 1d, such as 30s or 5m, not {interval!r}")
+    latency_ms = parse_timeout_ms(latency, "--latency")
+    if not 0 <= latency_ms <= LATENCY_MS_MAX:
+        raise InvalidInputError(f"--latency must be from 0ms to {LATENCY_MS_MAX}ms, not {latency[:200]!r}")
     loads = [
         Load(
             projects=count,
@@ -107,6 +120,7 @@ def bench(
             seconds=seconds,
             warm_up_s=warm_up,
             max_concurrent_http=max_concurrent_http,
+            latency_ms=latency_ms,
         )
         for count in projects
     ]
