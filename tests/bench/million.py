@@ -229,6 +229,7 @@ async def _load(ground: Rig, cluster: Cluster, found: LoadFigures, load_s: float
     lag = Lag()
     peak: dict[str, int] = {}
     assigned_ms = 0
+    before = measure(processes_of(cluster, ground.db, ground.target))  # the server's: it has also stored the projects
 
     def passed_s() -> float:
         return round(time.monotonic() - cluster.started_at, 1)
@@ -253,7 +254,7 @@ async def _load(ground: Rig, cluster: Cluster, found: LoadFigures, load_s: float
     found.lag_ms_loading = lag.spreads()
     found.memory_peak_mib = _in_mib(peak)
     usage = measure(processes_of(cluster, ground.db, ground.target))
-    found.cpu_s_loading = {role: round(used, 1) for role, used in usage.cpu_s.items() if role != "target"}
+    found.cpu_s_loading = cpu_spent(before, usage)
 
 
 async def _rest(ground: Rig, cluster: Cluster, found: LoadFigures, empty: Usage, rest_s: float) -> None:
@@ -320,6 +321,13 @@ async def _samples(cluster: Cluster) -> AsyncIterator[dict[str, Any]]:
         if cluster.ended():
             raise BenchError(f"`cluster up` ended while it was measured: {cluster.tail()}")
         await asyncio.sleep(SAMPLE_S)
+
+
+def cpu_spent(before: Usage, after: Usage) -> dict[str, float]:
+    """Seconds by role, the target aside; what was not there before counts from nothing."""
+    return {
+        role: round(used - before.cpu_s.get(role, 0.0), 1) for role, used in after.cpu_s.items() if role != "target"
+    }
 
 
 def _memory(usage: Usage) -> dict[str, int]:

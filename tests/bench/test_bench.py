@@ -38,6 +38,13 @@ async def test_a_load_of_many_projects_reports_memory_and_lag():
     assert "bytes per project" in shown(million.show, measured)
 
 
+def test_what_the_server_did_before_the_load_is_no_cost_of_it():
+    before = rig.Usage(1.0, {"postgresql": 15.2, "target": 0.5, "supervisor": 0.1}, {}, {}, {})
+    after = rig.Usage(2.0, {"postgresql": 18.7, "target": 2.5, "supervisor": 0.3, "workers": 9.0}, {}, {}, {})
+
+    assert million.cpu_spent(before, after) == {"postgresql": 3.5, "supervisor": 0.2, "workers": 9.0}
+
+
 def test_engines_report_what_a_poll_costs():
     measured = engine.main(engine.arguments_of(["--seconds", "0.2", "--rounds", "1", "--in-flight", "8"]))
 
