@@ -13,7 +13,7 @@ from collections.abc import Callable
 import zmq
 
 DRAIN_MAX = 512
-DRAIN_S = 0.005
+DRAIN_S = 0.002
 
 # The frames as received: a server gets [routing id, body], a client [body]; anything else is malformed, and the
 # receiver's to count (the admin socket also takes REQ's [routing id, b"", body]).
