@@ -34,7 +34,8 @@ from cluster.errors import ClusterError, ExitCode
 from cluster.settings import Settings
 
 # Rare full collections: a worker holds hundreds of thousands of long-lived objects, and walking them stalls its loop.
-GC_THRESHOLD = (50_000, 20, 100)
+# Small young ones: while projects load, every new object stays, so a collection walks all that it was waiting for.
+GC_THRESHOLD = (2_000, 500, 100)
 EXIT_BUG = 70  # EX_SOFTWARE
 DESCRIPTORS_WANTED = 1 << 20
 # Beyond the two grace periods an orphaned writer may take, that of the workers' polls and its own: for last batches,

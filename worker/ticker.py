@@ -20,6 +20,7 @@ million projects: what can be computed is not kept for each of them (``tests/wor
 import re
 from collections import deque
 from collections.abc import Collection
+from functools import lru_cache
 from heapq import heapify, heappop, heappush, heapreplace
 from urllib.parse import urlsplit
 
@@ -38,6 +39,8 @@ STALE_SHARE_MAX = 0.5  # of the heap, before it is rebuilt
 BUSY_GRACE_MS = 1_000  # beyond its time-out, for a poll in flight at the former owner
 INTERVAL_CHANGE_TICKS_MAX = 10_000
 NEVER_MS = 1 << 62
+HOSTS_REMEMBERED = 4_096
+HOST_CHARS_MAX = 300  # of a URL's beginning that is remembered
 
 
 class HostGate:
@@ -111,6 +114,11 @@ _PORT_MAX = 65_535
 
 def host_of(url: str) -> str:
     """host:port in lower case; the whole URL where it can't be taken apart (its polls then fail one by one)."""
+    path = url.find("/", len("https://"))  # no part of host and port comes after it
+    return (_host_in(url[:path]) if 0 < path < HOST_CHARS_MAX else _parsed_host(url)) or url
+
+
+def _parsed_host(url: str) -> str:
     ordinary = _ORDINARY_URL.match(url)
     if ordinary is not None:
         scheme, host, digits = ordinary.groups()
@@ -121,7 +129,10 @@ def host_of(url: str) -> str:
         parts = urlsplit(url)
         return f"{parts.hostname}:{parts.port or (443 if parts.scheme.lower() == 'https' else 80)}"
     except ValueError:
-        return url
+        return ""
+
+
+_host_in = lru_cache(maxsize=HOSTS_REMEMBERED)(_parsed_host)  # of the beginnings of URLs, which many have in common
 
 
 class Ticker:
@@ -324,9 +335,16 @@ class Ticker:
             if entry.until_ms > now_ms and entry.project_id not in ours:
                 self._foreign.setdefault(entry.project_id, []).append(entry.until_ms)
                 heappush(self._busy, (entry.until_ms, entry.project_id))
+        special = inherited.keys() | uncounted | first_polls
         for spec in specs:
             scheduled = self._add(spec, held)
             flight = self.flights.get(spec.id)
+            if resume_after_ms is not None and flight is None and spec.id not in special:
+                start = max(spec.since_ms, resume_after_ms + 1)
+                first = first_tick_from(start, phase_ms(spec.id, spec.interval_ms), spec.interval_ms)
+                if first > now_ms and spec.id not in self._foreign:  # as nearly all of a million are
+                    self._schedule(scheduled, first)
+                    continue
             scheduled.busy = flight is not None or spec.id in self._foreign
             if flight is not None:
                 flight.released = spec.id in ours  # the coordinator has it on its list, and is to be told
@@ -625,10 +643,11 @@ class Ticker:
             scheduled.taken_over_ms = pending[-1]
 
     def _schedule(self, scheduled: Scheduled, next_ms: int) -> None:
-        if scheduled.next_ms:
+        entry = scheduled.entry
+        if entry >> SLOT_BITS:
             self._stale += 1
-        scheduled.entry = next_ms << SLOT_BITS | scheduled.slot
-        heappush(self._heap, scheduled.entry)
+        scheduled.entry = entry = next_ms << SLOT_BITS | entry & _SLOT_MASK
+        heappush(self._heap, entry)
 
     def _add(self, spec: ProjectSpec, held: HeldPartition) -> Scheduled:
         slot = self._free.pop() if self._free else len(self._slots)

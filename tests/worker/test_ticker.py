@@ -233,6 +233,9 @@ def test_who_waits_for_a_host_is_not_forgotten_when_the_next_in_line_is_removed(
         ("http://[::1]:99/", "::1:99"),
         ("http://[broken", "http://[broken"),
         ("http://h:99999/", "http://h:99999/"),
+        ("http://h:99999/one/of/many", "http://h:99999/one/of/many"),
+        ("http://h?where=/x", "h:80"),
+        (f"http://{'u' * 400}@h/x", "h:80"),
     ],
 )
 def test_hosts_are_told_apart_by_name_and_port(url, host):
