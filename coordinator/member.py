@@ -16,7 +16,7 @@ from coordinator.uncovered import Owed
 
 REMOVES_PER_MESSAGE = 4_096
 ENDED_PER_MESSAGE = 20_000
-BYTES_PER_MESSAGE = 32 << 10  # some milliseconds of a worker's loop
+BYTES_PER_MESSAGE = 16 << 10  # a millisecond of a worker's loop, and its wait for a core before the next one
 DEMAND_SMOOTHING = 0.5
 
 
