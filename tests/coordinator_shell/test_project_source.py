@@ -326,7 +326,7 @@ async def test_the_periodic_reload_finds_what_no_notification_told(sql, running)
 
 async def test_notifications_are_served_in_the_middle_of_a_reload(sql, running, monkeypatch):
     monkeypatch.setattr(projects_module, "CHUNK_ROWS", 1)
-    ids = await add(sql, 300)
+    ids = await add(sql, 600)
     it = await running().start().loaded()
     reload = asyncio.create_task(it.requests.reload())
     await sql.execute("UPDATE projects SET timeout_ms = 9 WHERE id = $1", ids[0])
