@@ -7,8 +7,8 @@ results, writes them to a file, sends them over ZeroMQ to one writer and saves e
 key.  It has no time-outs, errors, TLS, names, redirects, acknowledgements, ownership, missed ticks or status: what no
 cluster can go below.  Both poll the same target and use the same PostgreSQL, one after the other, ``--rounds`` times.
 
-Figures are CPU time (user and system, without starting Python) per poll of all processes but the target, PostgreSQL's included; the least of
-the rounds.  The cluster is measured as `cluster bench` does it.
+Figures are CPU time per poll (user and system, without starting Python) of all processes but the target, PostgreSQL's
+included; the least of the rounds.  The cluster is measured as `cluster bench` does it.
 """
 
 import argparse
