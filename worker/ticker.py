@@ -447,11 +447,14 @@ class Ticker:
 
     def interval_ms_of(self, project_id: int) -> int | None:
         """Of a project that is held here."""
-        held = self.partitions.get(partition_of(project_id))
-        scheduled = held.projects.get(project_id) if held is not None else None
+        scheduled = self._find(project_id)
         return scheduled.spec.interval_ms if scheduled is not None else None
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _find(self, project_id: int) -> Scheduled | None:
+        held = self.partitions.get(partition_of(project_id))
+        return held.projects.get(project_id) if held is not None else None
 
     def _epoch(self, partition: int) -> int:
         held = self.partitions.get(partition)
@@ -513,8 +516,7 @@ class Ticker:
             running.remove(until_ms)
             if not running:
                 del self._foreign[project_id]
-                held = self.partitions.get(partition_of(project_id))
-                scheduled = held.projects.get(project_id) if held is not None else None
+                scheduled = self._find(project_id)
                 if scheduled is not None and project_id not in self.flights:
                     scheduled.busy = False
 

@@ -44,7 +44,6 @@ SLOTS = 500
 INTERVAL_S = 1.0
 FLUSH_S = 0.05
 COMMIT_S = 0.1
-DRAIN_S = 0.5
 LOOK_S = 0.005
 DEADLINE_S = 60.0
 GOAL = 1.4
@@ -163,7 +162,8 @@ class BareWorker:
         tick()
         flush()
         await ended
-        await asyncio.sleep(DRAIN_S)
+        while self._active and time.monotonic() < until + DEADLINE_S:
+            await asyncio.sleep(LOOK_S)
         self._send()
         self._socket.send(END)
 

@@ -194,17 +194,16 @@ async def test_a_flood_does_not_starve_the_loop(wire):
     assert max(steps) <= DRAIN_MAX
 
 
-async def test_messages_that_take_long_leave_turns_to_the_loop(wire):
-    """A row of large messages, each of some milliseconds' work, must not hold up timers until the last one is done."""
+async def most_in_a_turn(wire, total, work_s):
+    """How many of the messages, each of so much work, are handed over in one turn of the loop."""
     client = wire.client()
     client.send(b"ready")
     await wire.until(lambda: wire.at_server)
     wire.at_server.clear()
-    total = 10
     turns = []
 
     def work(frames):
-        until = time.monotonic() + DRAIN_S
+        until = time.monotonic() + work_s
         while time.monotonic() < until:
             pass
         wire._at_server(frames)
@@ -219,34 +218,16 @@ async def test_messages_that_take_long_leave_turns_to_the_loop(wire):
         assert client.send(str(number).encode())
     turn()
     await wire.until(lambda: len(wire.at_server) == total)
-    assert max(after - before for before, after in itertools.pairwise(turns)) == 1
+    return max(after - before for before, after in itertools.pairwise(turns))
+
+
+async def test_messages_that_take_long_leave_turns_to_the_loop(wire):
+    """A row of large messages, each of some milliseconds' work, must not hold up timers until the last one is done."""
+    assert await most_in_a_turn(wire, 10, DRAIN_S) == 1
 
 
 async def test_no_turn_of_the_loop_is_given_to_more_than_two_milliseconds_of_messages(wire):
-    client = wire.client()
-    client.send(b"ready")
-    await wire.until(lambda: wire.at_server)
-    wire.at_server.clear()
-    total = 20
-    turns = []
-
-    def work(frames):
-        until = time.monotonic() + 0.001
-        while time.monotonic() < until:
-            pass
-        wire._at_server(frames)
-
-    def turn():
-        turns.append(len(wire.at_server))
-        if len(wire.at_server) < total:
-            asyncio.get_running_loop().call_soon(turn)
-
-    wire.server._on_frames = work
-    for number in range(total):
-        assert client.send(str(number).encode())
-    turn()
-    await wire.until(lambda: len(wire.at_server) == total)
-    assert max(after - before for before, after in itertools.pairwise(turns)) <= 2
+    assert await most_in_a_turn(wire, 20, 0.001) <= 2
 
 
 async def test_what_is_malformed_is_handed_over_as_it_came(wire):

@@ -162,8 +162,6 @@ SLEEPS = {
     "tests/coordinator_shell/test_project_source.py": "rows a few milliseconds apart",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
-    "tests/bench/pipeline.py": "lets the last answers come",
-    "tests/core/test_loop_lag.py": "plays a loop that is stuck, and one whose lag nobody samples any more",
 }
 
 
