@@ -60,7 +60,7 @@ from coordinator.ownership import Ownership
 from coordinator.placement import Placement
 from coordinator.slots import SliceBook
 from coordinator.state import ClusterState, worker_number
-from coordinator.telling import GRANTED_BYTES_PER_ACK, Teller
+from coordinator.telling import GRANTED_BYTES_PER_ACK, Teller, is_fed
 
 TURN_MS = 250  # how often time-outs are looked at
 STALL_MS = 1_500  # a longer silence between two turns is our own, not the workers'
@@ -353,7 +353,8 @@ class CoordinatorCore:
             member.state = "running"
         if member.link is not None and beat.session == member.link.session:
             self._on_committed(member, beat.session, beat.seq, beat.committed_at_ms, beat.lagging)
-        return self._placement.retire_if_empty(member)
+        granting = self._teller.pump(member, now_ms) if member.grants else []  # the turn of a worker that died is free
+        return granting + self._placement.retire_if_empty(member)
 
     def _on_committed(self, member: Member, session: int, seq: int, at_ms: int, lagging: dict[int, int]) -> None:
         spoken_for = self.ownership.committed(member.name, seq, at_ms, lagging)
@@ -362,9 +363,11 @@ class CoordinatorCore:
     def _on_ack(self, member: Member, session: int, seq: int, now_ms: int) -> list[Effect]:
         member.last_heard_ms = now_ms
         effects: list[Effect] = []
+        was_fed = is_fed(member)
         if member.link is not None:
             effects += self._teller.acked(member, member.link.ack(session, seq, now_ms))
-        return effects + self._teller.pump(member, now_ms, granted_bytes=GRANTED_BYTES_PER_ACK)
+        effects += self._teller.pump(member, now_ms, granted_bytes=GRANTED_BYTES_PER_ACK)
+        return effects + self._teller.pump_all(now_ms) if was_fed and not is_fed(member) else effects
 
     # ---- membership -----------------------------------------------------------------------------------------------
 

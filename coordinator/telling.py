@@ -36,6 +36,7 @@ PARTITIONS_PER_GRANT = 512
 SESSIONS_PER_EPOCH = 1_000_000
 GRANTED_BYTES_PER_STEP = BYTES_PER_MESSAGE  # a full message: building it takes time, and all may be told at once
 GRANTED_BYTES_PER_ACK = 2 * BYTES_PER_MESSAGE  # more than one, so that the window fills up all the same
+FED_MAX = 2  # workers that are granted at once: what all of them have to do at the same time, each does later
 UNKNOWN_MS = 60_000  # a span that began so late may have been committed too late for a coordinator that died since
 
 
@@ -67,6 +68,16 @@ class WireGrants(msgspec.Struct, tag="grant", frozen=True):
     seq: int
     epoch: int
     partitions: list[WireGrant]
+
+
+def is_fed(member: Member) -> bool:
+    """It is busy with grants.  Of one that hangs nobody knows that, so it keeps no other waiting."""
+    link = member.link
+    return (
+        link is not None
+        and member.state != "hung"
+        and any(isinstance(entry.message, WireGrants) for entry in link.unacked())
+    )
 
 
 class Teller:
@@ -312,6 +323,7 @@ class Teller:
         """Say as much of what is to be said as the window takes.
 
         Of grants no further message once they carried ``granted_bytes``: more follow when these are acknowledged.
+        ``FED_MAX`` workers have their turn at once; the others' comes when these have acknowledged all.
         """
         effects: list[Effect] = []
         link = member.link
@@ -341,7 +353,7 @@ class Teller:
                 message = WireUpsert(link.session, seq, self._state.epoch, blobs, immediate)
                 note = Note(seen=self._uncovered_of(taken))
             elif member.grants:
-                if granted_bytes <= 0:
+                if granted_bytes <= 0 or not self._may_grant(member):
                     break
                 granting, size = self._grant(member, link, now_ms)
                 effects += granting
@@ -355,6 +367,10 @@ class Teller:
                 break
             effects.append(Send(link.peer, link.push(message, note, now_ms)))
         return effects
+
+    def _may_grant(self, member: Member) -> bool:
+        fed = sum(is_fed(other) for other in self._state.members.values() if other is not member)
+        return fed < FED_MAX
 
     def _uncovered_of(self, told: Iterable[Owed]) -> list[tuple[int, Owed, int]]:
         """Those that no mark speaks for, as a note wants them: its acknowledgement is their hearing."""

@@ -6,7 +6,7 @@ from cluster.messages import control
 from coordinator.events import Send
 from coordinator.link import WINDOW
 from coordinator.member import BYTES_PER_MESSAGE
-from coordinator.telling import WireGrants
+from coordinator.telling import FED_MAX, WireGrants
 from tests.coordinator.stage import Stage, record
 
 WORKERS = 3
@@ -39,3 +39,64 @@ def test_no_step_grants_a_worker_more_than_two_messages(monkeypatch):
 
     assert BYTES_PER_MESSAGE < largest < 3 * BYTES_PER_MESSAGE < WINDOW * BYTES_PER_MESSAGE
     stage.assert_whole()
+
+
+def large_stage():
+    stage = Stage(workers=4)
+    stage.records = {number: record(number, url=URL) for number in range(1, PROJECTS + 1)}
+    stage.supervise()
+    stage.load()
+    return stage, [stage.start(name) for name in stage.names]
+
+
+def waiting_for_grants(stage):
+    return {worker.name for worker in stage.living() if worker.told(control.Grant)}
+
+
+def test_two_workers_are_granted_at_once_and_the_others_when_these_are_done(monkeypatch):
+    stage, _ = large_stage()
+    turns = [waiting_for_grants(stage)]
+    take = stage.take
+
+    def watched(effects):
+        taken = take(effects)
+        turns.append(waiting_for_grants(stage))
+        return taken
+
+    monkeypatch.setattr(stage, "take", watched)
+    stage.obey()
+
+    assert max(len(fed) for fed in turns) == FED_MAX
+    assert set().union(*turns) == set(stage.names)
+    stage.later(1_000)
+    stage.assert_whole()
+
+
+def test_a_worker_that_hangs_with_its_grants_keeps_nobody_waiting():
+    stage, workers = large_stage()
+    stuck = [worker for worker in workers if worker.told(control.Grant)]
+    others = [worker for worker in workers if worker not in stuck]
+    assert len(stuck) == FED_MAX
+
+    for _ in range(10):
+        for worker in others:
+            worker.beat()
+            worker.obey()
+        stage.later(1_000, beats=False)
+
+    assert all(worker.held for worker in others)
+    assert not any(worker.held for worker in stuck)
+
+
+def test_the_turn_of_a_worker_that_died_goes_to_another():
+    stage, workers = large_stage()
+    fed = [worker for worker in workers if worker.told(control.Grant)]
+    others = [worker for worker in workers if worker not in fed]
+
+    for worker in fed:
+        stage.die(worker)
+    for worker in others:
+        worker.beat()
+        worker.obey()
+
+    assert all(worker.held for worker in others)
