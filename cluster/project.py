@@ -28,6 +28,7 @@ HEADERS_MAX = 100
 HEADERS_CHARS_MAX = 65_536  # all names and values of a project
 INTERVAL_S_MAX = 365 * 86_400
 TIMEOUT_MS_MAX = 600_000
+RUN_MAX = 1_000  # of down_after and up_after
 SHARED_MAX = 4_096  # values that projects have in common
 SHARED_CHARS_MAX = 256  # of a header's value, to be looked for among them
 SWITCHING_PROTOCOLS = "101"  # the one informational status that ends an exchange
@@ -124,6 +125,8 @@ class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: int = 30_000
     follow_redirects: bool = True
     enabled: bool = True
+    down_after: int = 1
+    up_after: int = 1
 
     @property
     def interval_ms(self) -> int:
@@ -173,6 +176,9 @@ def validate(fields: ProjectFields) -> ProjectFields:
         raise InvalidInputError(f"interval: must be from 1 second to 365 days, not {fields.interval} {fields.unit}")
     if not 1 <= fields.timeout_ms <= TIMEOUT_MS_MAX:
         raise InvalidInputError(f"timeout_ms: must be from 1 to {TIMEOUT_MS_MAX}, not {fields.timeout_ms}")
+    for name in ("down_after", "up_after"):
+        if not 1 <= getattr(fields, name) <= RUN_MAX:
+            raise InvalidInputError(f"{name}: must be from 1 to {RUN_MAX} polls in a row, not {getattr(fields, name)}")
     if fields.body is not None and (len(fields.body) > BODY_CHARS_MAX or "\x00" in fields.body):
         raise InvalidInputError(f"body: must be at most {BODY_CHARS_MAX} characters without NUL")
     for name in ("name", "body"):

@@ -275,6 +275,7 @@ async def purge_results(database_url: str, ids: Sequence[int]) -> None:
             )
             for project_id in ids:
                 await _delete_in_parts(connection, "missed_polls", "first_tick", project_id)
+                await _delete_in_parts(connection, "state_changes", "changed_at", project_id)
                 await _delete_in_parts(connection, "poll_results", "scheduled_at", project_id)
         finally:
             connection.terminate()

@@ -123,6 +123,7 @@ _OLDER = {
     f"(ended_at IS NOT NULL OR updated_at < least({{0}}, now() - interval '{LEDGER_IDLE_DAYS} days'))",
     "ingest_reject": "rejected_at < {}",
     "project_spans": "until < {}",
+    "state_changes": "changed_at < {}",
 }
 
 

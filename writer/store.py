@@ -14,7 +14,8 @@ straight into their day's result partition, missed ranges follow.  When the serv
 - no partition for a day: it is created, in a transaction of its own, and the flush tried again.
 
 A result takes its tick out of a missed range that has it, and of a missed range only what is in neither table is
-stored: whatever the order in which streams speak of a tick, it is counted once (see writer.taken).
+stored: whatever the order in which streams speak of a tick, it is counted once (see writer.taken).  What results say
+of their project's state is stored with them (see writer.state_tables).
 
 Errors of the connection or the set-up are the caller's: ``commit`` raises StoreError and may be called again with the
 same flush.  The store keeps one connection, and replaces it after an error.  It decides no retries, and runs one
@@ -36,7 +37,7 @@ import msgspec
 from cluster import database
 from cluster.database import Connection, Failure
 from cluster.errors import ClusterError
-from writer import ledger, partitions
+from writer import ledger, partitions, state_tables
 from writer.events import FailureKind, Flush, FlushCommitted, LedgerWentBack, StreamPart
 from writer.records import (
     FUTURE_MS,
@@ -89,12 +90,14 @@ class _Plan(msgspec.Struct):
     missed: list[MissedRecord]
     rejected: list[Rejected]
     batches: int
+    standings: state_tables.Standings  # as far as they are known before it
 
 
 class _Written(msgspec.Struct):
     results: int
     duplicates: int
     rejected: list[Rejected]
+    standings: state_tables.Standings = {}  # that it changed
 
 
 async def open_connection(url: str) -> Connection:
@@ -125,6 +128,7 @@ class Store:
         self._conn: Connection | None = None
         self._in_doubt: int | None = None  # the flush whose COMMIT may or may not have happened
         self._expect_duplicates = False  # the last flush had some
+        self._standings: state_tables.Standings | None = None  # as of the last commit; None: to be read
 
     # ---- operations -------------------------------------------------------------------------------------------------
 
@@ -171,6 +175,7 @@ class Store:
         if self._conn is not None:
             self._conn.terminate()
             self._conn = None
+        self._standings = None
 
     async def close(self) -> None:
         if self._conn is not None:
@@ -209,6 +214,7 @@ class Store:
             try:
                 written = await self._transact(conn, flush.flush_id, parts, plan, write)
             except ledger.LedgerMovedError:
+                self._standings = None  # another writer, or an older database
                 found = await ledger.positions(conn, list(known))
                 if _is_set_back(flush.parts, known, found):
                     return LedgerWentBack(flush.flush_id)
@@ -241,6 +247,9 @@ class Store:
         await transaction.start()
         try:
             await ledger.advance(conn, parts)
+            if self._standings is None:
+                self._standings = await state_tables.load(conn)
+            plan.standings = self._standings
             written = await write(conn, plan)
             if written.rejected:
                 await _set_aside(conn, written.rejected)
@@ -251,13 +260,14 @@ class Store:
         self._in_doubt = flush_id
         await transaction.commit()
         self._in_doubt = None
+        state_tables.remember(plan.standings, written.standings)
         return written
 
     def _plan(self, parts: list[StreamPart]) -> _Plan:
         wall_ms = self._wall_ms()
         oldest_ms = partitions.oldest_day(wall_ms, self._retention_days) * partitions.DAY_MS
         newest_ms = wall_ms + FUTURE_MS
-        plan = _Plan(defaultdict(list), {}, [], [], sum(len(part.batches) for part in parts))
+        plan = _Plan(defaultdict(list), {}, [], [], sum(len(part.batches) for part in parts), {})
         for part in parts:
             origin = RecordOrigin(part.stream_id, part.worker)
             for batch in part.batches:
@@ -335,7 +345,8 @@ async def _write_fast(conn: Connection, plan: _Plan) -> _Written:
         await _copy_results(conn, day, records)
     await free(conn, plan.spreads, plan.results.values())
     await store_ranges(conn, await unclaimed(conn, plan.missed))
-    return _Written(sum(len(records) for records in plan.results.values()), 0, plan.rejected)
+    standings = await state_tables.keep(conn, plan.standings, plan.results.values())
+    return _Written(sum(len(records) for records in plan.results.values()), 0, plan.rejected, standings)
 
 
 # ---- the careful path -----------------------------------------------------------------------------------------------
@@ -368,6 +379,7 @@ async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
 
         await _halve(conn, records, add_results, reject)
     await free(conn, plan.spreads, stored)
+    written.standings = await state_tables.keep(conn, plan.standings, stored)
 
     async def add_ranges(some: list[MissedRecord]) -> None:
         await store_ranges(conn, await unclaimed(conn, some))

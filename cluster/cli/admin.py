@@ -57,6 +57,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.option("--expected-status", help="200, 2xx or 200-299,301.  [default: 200]")
 @click.option("--timeout", metavar="DURATION", help="For the whole exchange: 500ms, 10s.  [default: 30s]")
 @click.option("--no-follow-redirects", is_flag=True, help="Judge a redirect's own status.")
+@click.option("--down-after", type=int, metavar="N", help="Failures in a row until it is down.  [default: 1]")
+@click.option("--up-after", type=int, metavar="N", help="Successes in a row until it is up again.  [default: 1]")
 @click.option("--disabled", is_flag=True, help="Add it without polling it.")
 def add(settings: Settings, url: str | None, project_id: int | None, **written: Any) -> None:
     """Add a project, or begin to monitor a row of the table (--id); prints its id."""
@@ -75,7 +77,8 @@ def add(settings: Settings, url: str | None, project_id: int | None, **written: 
 
 def _project(url: str, given: dict[str, Any]) -> ProjectFields:
     fields: dict[str, Any] = {"url": url}
-    fields |= {name: given[name] for name in ("name", "interval", "method", "body", "expected_status") if name in given}
+    as_given = ("name", "interval", "method", "body", "expected_status", "down_after", "up_after")
+    fields |= {name: given[name] for name in as_given if name in given}
     if "timeout" in given:
         fields["timeout_ms"] = parse_timeout_ms(given["timeout"])
     if "headers" in given:

@@ -1,4 +1,4 @@
-"""Commands that need only the database: migrate, audit, results; and the way to that database."""
+"""Commands that need only the database: migrate, audit, results, changes; and the way to that database."""
 
 import asyncio
 import contextlib
@@ -107,8 +107,8 @@ def results(settings: Settings, project_id: int, last: int, as_json: bool) -> No
         rows = await conn.fetch(
             "SELECT * FROM poll_results WHERE project_id = $1 ORDER BY scheduled_at DESC LIMIT $2", project_id, last
         )
-        if not rows and not await conn.fetchval("SELECT EXISTS (SELECT 1 FROM projects WHERE id = $1)", project_id):
-            raise ClusterError(f"there is no project {project_id}", code="unknown_project")
+        if not rows:
+            await _expect_project(conn, project_id)
         return [dict(row) for row in rows]
 
     found = with_database(settings, read)
@@ -121,6 +121,37 @@ def results(settings: Settings, project_id: int, last: int, as_json: bool) -> No
         from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
 
         render.show(render.results_table(found))
+
+
+@click.command()
+@with_settings(*DATABASE)
+@click.argument("project_id", metavar="[ID]", type=PROJECT_ID, required=False)
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1, RESULTS_MAX), help="How many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def changes(settings: Settings, project_id: int | None, last: int, as_json: bool) -> None:
+    """Show when projects went down or came up, the newest first; of all projects, or of one."""
+
+    async def read(conn: database.Connection) -> list[dict[str, Any]]:
+        rows = await conn.fetch(
+            "SELECT c.*, p.name, p.url FROM state_changes c LEFT JOIN projects p ON p.id = c.project_id "
+            "WHERE $1::bigint IS NULL OR c.project_id = $1 ORDER BY c.changed_at DESC, c.project_id LIMIT $2",
+            project_id,
+            last,
+        )
+        if not rows and project_id is not None:
+            await _expect_project(conn, project_id)
+        return [dict(row) for row in rows]
+
+    found = with_database(settings, read)
+    if as_json:
+        for row in found:
+            click.echo(orjson.dumps(row, default=str))
+    elif not found:
+        click.echo("no changes of state yet")
+    else:
+        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+        render.show(render.changes_table(found))
 
 
 @click.command()
@@ -145,6 +176,11 @@ def audit(settings: Settings, since: str | None, until: str | None, project: int
     else:
         render.show(render.audit_view(report))
     return int(ExitCode.DONE if report.holds else ExitCode.FAILED)
+
+
+async def _expect_project(conn: database.Connection, project_id: int) -> None:
+    if not await conn.fetchval("SELECT EXISTS (SELECT 1 FROM projects WHERE id = $1)", project_id):
+        raise ClusterError(f"there is no project {project_id}", code="unknown_project")
 
 
 def audit_document(report: AuditReport) -> dict[str, Any]:
@@ -184,4 +220,4 @@ def parse_instant(option: str, text: str | None) -> datetime | None:
         ) from error
 
 
-COMMANDS: list[Any] = [migrate, audit, results]
+COMMANDS: list[Any] = [migrate, audit, results, changes]

@@ -87,7 +87,12 @@ def show_project(settings: Settings, project_id: int, as_json: bool) -> None:
             "FROM poll_results WHERE project_id = $1 ORDER BY scheduled_at DESC LIMIT 1",
             project_id,
         )
-        return _readable(row) | {"last_result": None if last is None else dict(last)}
+        state = await conn.fetchrow("SELECT state, since FROM project_states WHERE project_id = $1", project_id)
+        return _readable(row) | {
+            "state": _state(state, polled=last is not None),
+            "state_since": None if state is None else state["since"],
+            "last_result": None if last is None else dict(last),
+        }
 
     found = with_database(settings, read)
     if as_json:
@@ -255,6 +260,13 @@ def _record(line: ImportLine) -> tuple[Any, ...]:
 def _readable(row: Any) -> dict[str, Any]:
     headers = row["headers"]
     return dict(row) | {"headers": orjson.loads(headers) if isinstance(headers, str) else headers}
+
+
+def _state(row: Any, *, polled: bool) -> str | None:
+    """None: nothing is known of it yet.  A project that never failed has no row."""
+    if row is None:
+        return "up" if polled else None
+    return str(row["state"])
 
 
 def _unknown(ids: list[int]) -> ClusterError:

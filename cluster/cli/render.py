@@ -136,6 +136,29 @@ def results_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def changes_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("changed")
+    table.add_column("project", justify="right")
+    table.add_column("", overflow="fold")
+    table.add_column("state")
+    table.add_column("polls", justify="right")
+    table.add_column("code", justify="right")
+    table.add_column("error", overflow="fold")
+    for row in rows:
+        error = ": ".join(str(row[name]) for name in ("error_code", "error_message") if row[name])
+        table.add_row(
+            row["changed_at"].astimezone().isoformat(sep=" ", timespec="milliseconds"),
+            str(row["project_id"]),
+            Text(row["name"] or row["url"] or "deleted"),
+            Text(row["state"], "green" if row["state"] == "up" else "red"),
+            str(row["polls"]),
+            "" if row["status_code"] is None else str(row["status_code"]),
+            Text(error),
+        )
+    return table
+
+
 def projects_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("id", justify="right")

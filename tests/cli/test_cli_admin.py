@@ -143,7 +143,7 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
     ran = cluster(
         "add", "https://a.example/x?y=%2F", "--name", "my api", "--interval", "30s", "--method", "post",
         "--header", "X-A: b: c", "--header", "Accept: */*", "--body", '{"a": 1}', "--expected-status", "2xx, 301",
-        "--timeout", "1500ms", "--no-follow-redirects", "--disabled",
+        "--timeout", "1500ms", "--no-follow-redirects", "--down-after", "3", "--up-after", "2", "--disabled",
     )  # fmt: skip
     assert (ran.status, ran.out, ran.err) == (0, "42\n", "")
     assert admin.requests == [
@@ -161,6 +161,8 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
                 "timeout_ms": 1_500,
                 "follow_redirects": False,
                 "enabled": False,
+                "down_after": 3,
+                "up_after": 2,
             },
         }
     ]

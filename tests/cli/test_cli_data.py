@@ -55,6 +55,7 @@ DATABASE_COMMANDS = [
     ("projects", "enable", "1"),
     ("projects", "export"),
     ("results", "1"),
+    ("changes",),
     ("audit",),
 ]
 
@@ -228,6 +229,32 @@ def test_results(db):
     assert [row["status_code"] for row in rows] == [503, 503]
     assert rows[0]["scheduled_at"] == (today + timedelta(seconds=30)).isoformat()
     assert "503" in db("projects", "show", "1").out
+
+
+def test_changes_of_all_projects_and_of_one(db):
+    fill(db.url)
+    assert db("changes").out == "no changes of state yet\n"
+    insert = """
+        INSERT INTO state_changes (project_id, changed_at, state, began_at, polls, error_code, error_message)
+        VALUES (1, '2026-01-01Z', 'down', '2026-01-01Z', 1, 'reset', 'connection to a.example:80 lost'),
+               (1, '2026-01-02Z', 'up', '2026-01-02Z', 1, NULL, NULL),
+               (2, '2026-01-03Z', 'down', '2026-01-03Z', 1, 'dns', 'looking up b.example: no answer')
+    """
+    sql(db.url, insert, "INSERT INTO project_states VALUES (1, 'up', '2026-01-02Z', 0), (2, 'down', '2026-01-03Z', 0)")
+
+    lines = [json.loads(line) for line in db("changes", "--json").out.splitlines()]
+    assert [(line["project_id"], line["state"]) for line in lines] == [(2, "down"), (1, "up"), (1, "down")]
+    shown = db("changes", "1", "--last", "1").out
+    assert "p 1" in shown
+    assert "up" in shown
+    assert "down" not in shown
+    assert "no changes of state yet" in db("changes", "3").out
+    ran = db("changes", "99")
+    assert (ran.status, ran.error) == (1, "there is no project 99")
+
+    assert json.loads(db("projects", "show", "2", "--json").out)["state"] == "down"
+    assert json.loads(db("projects", "show", "1", "--json").out)["state"] == "up"
+    assert json.loads(db("projects", "show", "3", "--json").out)["state"] is None
 
 
 def test_audit_says_whether_the_law_holds(db):

@@ -56,6 +56,7 @@ GOOD = [
     {"url": URL, "interval": 8760, "unit": "hours"},
     {"url": URL, "interval": 525_600, "unit": "minutes"},
     {"url": URL, "timeout_ms": 1},
+    {"url": URL, "down_after": 1_000, "up_after": 1_000},
     {"url": URL, "timeout_ms": 600_000},
     {"url": URL, "name": "x" * 200, "follow_redirects": False, "enabled": False},
 ]
@@ -140,6 +141,9 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("unit", {"url": URL, "unit": None}, True),
     ("timeout_ms", {"url": URL, "timeout_ms": 0}, True),
     ("timeout_ms", {"url": URL, "timeout_ms": 600_001}, True),
+    ("down_after", {"url": URL, "down_after": 0}, True),
+    ("down_after", {"url": URL, "down_after": 1_001}, True),
+    ("up_after", {"url": URL, "up_after": 0}, True),
     ("name", {"url": URL, "name": "x" * 201}, True),
     ("name", {"url": URL, "name": "a\nb"}, False),
     ("enabled", {"url": URL, "enabled": "yes"}, False),
@@ -291,5 +295,5 @@ async def test_the_table_takes_what_is_good_and_refuses_what_is_bad(database_url
 
 
 def test_every_column_that_people_write_is_a_field():
-    assert set(FIELD_NAMES) | {"id", "since"} == set(ROW) | {"name", "enabled"}
+    assert set(FIELD_NAMES) | {"id", "since"} == set(ROW) | {"name", "enabled", "down_after", "up_after"}
     assert ProjectFields(url=URL) == validate(ProjectFields(url=URL))

@@ -62,6 +62,7 @@ PURE = (
     "writer.claims",
     "writer.core",
     "writer.events",
+    "writer.standing",
     "writer.stream",
 )
 # What a pure module may use, and nothing else: a new library has to be argued for here.
@@ -154,7 +155,7 @@ SHELLS = {
     "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status",
                     "store", "throttle"},
     "worker": {"probe", "recorder", "service"},
-    "writer": {"ledger", "partitions", "records", "service", "store", "taken"},
+    "writer": {"ledger", "partitions", "records", "service", "state_tables", "store", "taken"},
 }  # fmt: skip
 
 

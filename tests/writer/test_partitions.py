@@ -112,7 +112,12 @@ async def test_retention(store, tables, monkeypatch):
         "INSERT INTO ingest_reject (rejected_at, stream_id, worker, error, record) "
         "VALUES (now() - interval '30 days', $1, 'w', 'x', '{}')", S1
     )  # fmt: skip
+    await tables.conn.execute(
+        "INSERT INTO state_changes (project_id, changed_at, state, began_at, polls) "
+        "SELECT 1, now() - days * interval '1 day', 'down', now(), 1 FROM unnest(ARRAY[0, 30]) AS days"
+    )
     await maintain(store, retention_days=2)
+    assert await tables.conn.fetchval("SELECT count(*) FROM state_changes") == 1
     assert await partitions.existing(tables.conn) == [TODAY - 2, TODAY, TODAY + 1, TODAY + 2, TODAY + 3]
     assert [project_id for project_id, _ in await tables.results()] == [2]
     assert [(row[1] + NOW_MS, row[2] + NOW_MS) for row in await tables.missed()] == [
