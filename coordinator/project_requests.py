@@ -12,16 +12,14 @@ import msgspec
 
 from cluster.database import Connection
 from cluster.errors import ClusterError
-from cluster.project import ProjectFields
+from cluster.project import FIELD_NAMES, ProjectFields
 from coordinator.project_rows import Applied, fetch_ends, fetch_projects
 from coordinator.projects import ProjectSource
 
 LOCK_TIMEOUT_MS = 3_000  # how long a request waits for a row that someone else holds
 
-_INSERT = """
-    INSERT INTO projects
-        (url, name, method, headers, body, expected_status, interval, unit, timeout_ms, follow_redirects, enabled)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id"""
+_PLACES = ", ".join(f"${number}" for number, _ in enumerate(FIELD_NAMES, start=1))
+_INSERT = f"INSERT INTO projects ({', '.join(FIELD_NAMES)}) VALUES ({_PLACES}) RETURNING id"  # noqa: S608 - our names
 _CATCH_UP = """
     SELECT setval(pg_get_serial_sequence('projects', 'id'), greatest(max(id), 1)) FROM projects"""
 
@@ -97,17 +95,6 @@ async def _insert(connection: Connection, fields: ProjectFields) -> tuple[int, l
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
         project_id: int = await connection.fetchval(
-            _INSERT,
-            fields.url,
-            fields.name,
-            fields.method,
-            headers,
-            fields.body,
-            fields.expected_status,
-            fields.interval,
-            fields.unit,
-            fields.timeout_ms,
-            fields.follow_redirects,
-            fields.enabled,
+            _INSERT, *(headers if name == "headers" else getattr(fields, name) for name in FIELD_NAMES)
         )
         return project_id, await fetch_projects(connection, [project_id])

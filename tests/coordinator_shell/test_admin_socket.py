@@ -421,9 +421,13 @@ async def test_a_purge_removes_what_is_known_of_these_projects_only(database_url
     await connection.execute(
         "INSERT INTO missed_polls SELECT p, now(), now(), 1, 'down', 'w', 1 FROM generate_series(1, 3) p"
     )
+    await connection.execute(
+        "INSERT INTO state_changes (project_id, changed_at, state, began_at, polls) "
+        "SELECT p, now() + n * interval '1 s', 'down', now(), 1 FROM generate_series(1, 3) p, generate_series(1, 15) n"
+    )
     await connection.execute("DELETE FROM projects WHERE id < 3")
     await purge_results(database_url, [1, 2])
-    for table in ("poll_results", "missed_polls", "project_spans"):
+    for table in ("poll_results", "missed_polls", "project_spans", "state_changes"):
         rows = await connection.fetch(f"SELECT DISTINCT project_id FROM {table}")
         assert [row[0] for row in rows] == [3], table
     await connection.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 
@@ -9,7 +10,7 @@ import asyncpg
 import pytest
 
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.project import ProjectFields, decode_spec
+from cluster.project import FIELD_NAMES, ProjectFields, decode_spec
 from coordinator import projects as projects_module
 from coordinator.journal import ProjectJournal
 from coordinator.project_requests import ProjectRequests
@@ -502,6 +503,18 @@ async def test_an_added_project_is_known_before_the_reply(sql, running):
     assert it.sink.has_project(other)
     await it.requests.enable(other)
     assert await sql.fetchval("SELECT enabled FROM projects WHERE id = $1", other)
+
+
+async def test_every_field_of_an_added_project_is_in_its_row(sql, running):
+    it = await running().start().loaded()
+    written = ProjectFields(
+        url="http://a/", name="n", method="POST", headers={"A": "b"}, body="x", expected_status="2xx", interval=2,
+        unit="hours", timeout_ms=7, follow_redirects=False, enabled=False, down_after=3, up_after=2,
+    )  # fmt: skip
+    project_id = await it.requests.insert(written)
+    row = dict(await sql.fetchrow("SELECT * FROM projects WHERE id = $1", project_id))
+    row["headers"] = json.loads(row["headers"])
+    assert {name: row[name] for name in FIELD_NAMES} == {name: getattr(written, name) for name in FIELD_NAMES}
 
 
 async def test_rows_that_brought_their_own_ids_are_no_obstacle(sql, running):
