@@ -137,6 +137,12 @@ OPTIONS: tuple[Option, ...] = (
         help="Bytes of a response body that are read.",
     ),
     Option(
+        name="secrets_dir",
+        field="secrets_dir",
+        kind="path",
+        help="Directory of files that projects may refer to, and of the key of sealed values.",
+    ),
+    Option(
         name="grace",
         field="grace_s",
         kind="duration",

@@ -16,6 +16,7 @@ import msgspec
 import orjson
 
 from cluster.errors import InvalidInputError
+from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
 
 Unit = Literal["seconds", "minutes", "hours"]
@@ -330,6 +331,7 @@ def _valid_headers(headers: Mapping[Any, Any] | None, body: str | None) -> dict[
         if name.lower() in seen:
             raise InvalidInputError(f"headers: {name!r} is given twice")
         _expect_unicode("headers", value)
+        expect_references(f"headers: the value of {name!r}", value)
         _expect_framing(name, value, body)
         seen.add(name.lower())
         size += len(name) + len(value)

@@ -20,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: int = 90
     reload_interval_s: int = 300
     body_limit_bytes: int = 1 << 20
+    secrets_dir: Path | None = None  # of the host of each worker
     grace_s: int = 30  # how long in-flight requests may take at a stop
     wal_fsync: str = "interval"  # off | interval | batch
     wal_fsync_interval_ms: int = 200

@@ -22,6 +22,7 @@ from cluster.loop_lag import LoopLag
 from cluster.messages import UNDECODABLE, control, results
 from cluster.messages.results import PollResult
 from cluster.runtime import RoleContext
+from cluster.secret_values import SecretSource
 from cluster.sockets import connect_dealer
 from worker.core import COMMIT_MAX_MS, WorkerCore
 from worker.events import (
@@ -86,7 +87,9 @@ class WorkerService:
             commit_max_ms=REPLAY_MAX_MS if settings.replay else COMMIT_MAX_MS,
         )
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform, self._take_finished)
-        self._prober: Prober = ChoosingProber(body_limit_bytes=settings.body_limit_bytes)
+        self._prober: Prober = ChoosingProber(
+            body_limit_bytes=settings.body_limit_bytes, secrets=SecretSource(os.environ, settings.secrets_dir)
+        )
         self._zmq = zmq.Context()
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
         self._writer = Channel(connect_dealer(self._zmq, settings.results), self._on_writer)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from cluster.cli import admin, bench, data, plan, projects, run, wal
+from cluster.cli import admin, bench, data, plan, projects, run, secret, wal
 from cluster.errors import ClusterError, ExitCode
 
 EXIT_INTERRUPTED = 130
@@ -28,6 +28,7 @@ for _command in (
     *bench.COMMANDS,
     *plan.COMMANDS,
     projects.projects,
+    secret.secret,
     wal.wal,
 ):
     cluster.add_command(_command)

@@ -7,9 +7,11 @@ import pytest
 from probe_scripts import Peer, answer, check, redirect, spec, until
 from test_probe_failures import no_descriptors_left
 
+from cluster.secret_values import SecretSource
 from worker.probe.choose import ChoosingProber, engine_for
 from worker.probe.interface import probe
 
+SECRETS = {"RINGPOLL_SECRET_TOKEN": "c4nary", "RINGPOLL_SECRET_BROKEN": "two\r\nlines"}
 UPGRADE = (("Connection", "upgrade"), ("Upgrade", "websocket"))
 
 
@@ -17,7 +19,7 @@ UPGRADE = (("Connection", "upgrade"), ("Upgrade", "websocket"))
 async def choosing(authority, names):
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
-    made = ChoosingProber(body_limit_bytes=1 << 20, lookup=names, tls=tls)
+    made = ChoosingProber(body_limit_bytes=1 << 20, lookup=names, tls=tls, secrets=SecretSource(SECRETS, None))
     yield made
     await made.close(0)
 
@@ -115,3 +117,43 @@ async def test_the_connections_of_one_engine_make_room_for_the_other(serve, choo
         outcome = await probe(choosing, spec(server.url(), number=2, headers=lacking))
         assert outcome.status == "success", outcome
     assert idle.open == 0
+
+
+@pytest.mark.parametrize("more", [(), UPGRADE], ids=["lean", "aiohttp"])
+async def test_secrets_are_filled_in_for_each_poll(serve, choosing, monkeypatch, more):
+    server = await serve(answer())
+    headers = (("Authorization", "Bearer ${TOKEN}"), ("X-Plain", "$${TOKEN}"), *more)
+    for secret in ("c4nary", "c4nary", "another"):
+        monkeypatch.setitem(SECRETS, "RINGPOLL_SECRET_TOKEN", secret)
+        outcome = await probe(choosing, spec(server.url(), headers=headers))
+        check(outcome)
+        assert outcome.status == "success"
+        assert server.requests[-1].header("Authorization") == f"Bearer {secret}"
+        assert server.requests[-1].header("X-Plain") == "${TOKEN}"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${GONE}", "header X-A: ${GONE} stands for nothing: no variable RINGPOLL_SECRET_GONE on this worker"),
+        ("${file:x}", "header X-A: ${file:x} stands for nothing: this worker has no secrets_dir"),
+        ("${BROKEN}", "header X-A has a line break or control character in its value"),
+    ],
+)
+async def test_a_secret_that_is_not_there_or_no_value_of_a_header(serve, choosing, value, message):
+    server = await serve(answer())
+    outcome = await probe(choosing, spec(server.url(), headers=(("X-A", value),)))
+    check(outcome)
+    assert (outcome.status, outcome.error_code, outcome.error_message) == ("failure", "invalid_request", message)
+    assert server.requests == []
+    assert choosing.in_flight == 0
+
+
+async def test_a_refused_poll_can_be_cancelled(choosing):
+    outcomes = []
+    choosing.start(spec("http://h/", headers=(("X-A", "${GONE}"),)), outcomes.append)
+    assert choosing.in_flight == 1
+    assert outcomes == []
+    choosing.cancel_all()
+    await asyncio.sleep(0)
+    assert (choosing.in_flight, outcomes) == (0, [])

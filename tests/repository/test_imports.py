@@ -32,6 +32,7 @@ PURE = (
     "cluster.ticks",
     "cluster.histogram",
     "cluster.project",
+    "cluster.secret_references",
     "cluster.messages.control",
     "cluster.messages.results",
     "cluster.messages.admin",

@@ -1,10 +1,13 @@
-"""Which engine polls a project, and one prober over both.
+"""Which engine polls a project, and one prober over both; the secrets that a project refers to are filled in here.
 
 The lean engine does all that a project can ask for but one thing, and so nearly every project is its:
 
 - A project with a header ``Upgrade`` is polled by the aiohttp engine.  Its answer may be a 101, behind which the peers
   speak another protocol; aiohttp's parser knows about that, httptools' stops there.  A 101 that nobody asked for is a
   final answer to either engine.
+
+A project's headers may refer to secrets (``cluster.secret_references``).  They are looked up for each poll, so that one
+that changed is sent the next time; a poll whose reference stands for nothing ends at once, as ``invalid_request``.
 
 The engines share no connections and no kept names, and lack of descriptors is met by both.
 """
@@ -14,9 +17,14 @@ import ssl
 from collections.abc import Collection
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from cluster.project import ProjectSpec
+from cluster.secret_references import has_reference
+from cluster.secret_values import SecretError, SecretSource
 from worker.probe.aiohttp_engine import AiohttpProber
-from worker.probe.interface import OnOutcome
+from worker.probe.errors import printable
+from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.lean_engine import LeanProber
 from worker.probe.lookup_threads import Lookup
 from worker.probe.resolver import system_lookup
@@ -31,12 +39,36 @@ def engine_for(spec: ProjectSpec) -> Engine:
     return "lean"
 
 
+def with_secrets(spec: ProjectSpec, secrets: SecretSource) -> ProjectSpec:
+    """The same project with the secrets that its headers refer to.  Raises SecretError."""
+    if not any(has_reference(value) for _, value in spec.headers):
+        return spec
+    headers = []
+    for name, value in spec.headers:
+        try:
+            headers.append((name, secrets.expand(value)))
+        except SecretError as error:
+            raise SecretError(f"header {name}: {error}") from error
+    return msgspec.structs.replace(spec, headers=tuple(headers))
+
+
 class ChoosingProber:
-    """See ``interface.Prober``.  To be made inside a running loop; ``lookup`` and ``tls`` default to the system's."""
+    """See ``interface.Prober``.  To be made inside a running loop; ``lookup`` and ``tls`` default to the system's.
+
+    ``secrets`` None: no reference stands for anything.
+    """
 
     def __init__(
-        self, *, body_limit_bytes: int, lookup: Lookup = system_lookup, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        body_limit_bytes: int,
+        lookup: Lookup = system_lookup,
+        tls: ssl.SSLContext | None = None,
+        secrets: SecretSource | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._secrets = secrets or SecretSource({}, None)
+        self._refused: set[asyncio.Handle] = set()  # their outcome is handed over in the next turn
         self._lean = LeanProber(
             body_limit_bytes=body_limit_bytes, lookup=lookup, tls=tls, make_room=self._close_what_waits
         )
@@ -49,19 +81,38 @@ class ChoosingProber:
 
     @property
     def in_flight(self) -> int:
-        return self._lean.in_flight + self._aiohttp.in_flight
+        return self._lean.in_flight + self._aiohttp.in_flight + len(self._refused)
 
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
-        if spec.headers and engine_for(spec) == "aiohttp":
-            self._aiohttp.start(spec, done)
-        else:
+        if not spec.headers:
             self._lean.start(spec, done)
+            return
+        try:
+            filled = with_secrets(spec, self._secrets)
+        except SecretError as error:
+            self._refuse(str(error), done)
+            return
+        if engine_for(filled) == "aiohttp":
+            self._aiohttp.start(filled, done)
+        else:
+            self._lean.start(filled, done)
+
+    def _refuse(self, why: str, done: OnOutcome) -> None:
+        def tell() -> None:
+            self._refused.discard(handle)
+            done(ProbeOutcome("failure", error_code="invalid_request", error_message=printable(why)))
+
+        handle = self._loop.call_soon(tell)
+        self._refused.add(handle)
 
     def cancel_redirects(self, project_ids: Collection[int]) -> None:
         self._lean.cancel_redirects(project_ids)
         self._aiohttp.cancel_redirects(project_ids)
 
     def cancel_all(self) -> None:
+        for handle in self._refused:
+            handle.cancel()
+        self._refused.clear()
         self._lean.cancel_all()
         self._aiohttp.cancel_all()
 
