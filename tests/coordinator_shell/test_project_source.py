@@ -149,6 +149,19 @@ async def without_header_check(sql):
     await sql.execute("ALTER TABLE projects DROP CONSTRAINT projects_headers_check")
 
 
+async def next_ms(sql):
+    """The database's clock, once it shows another millisecond than now."""
+    read = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    shown = [await sql.fetchval(read)]
+
+    async def has_moved():
+        shown.append(await sql.fetchval(read))
+        return shown[-1] > shown[0]
+
+    await until(has_moved)
+    return shown[-1]
+
+
 async def kick(sql):
     """Cut every other connection to this database."""
     return await sql.fetchval(
@@ -190,10 +203,9 @@ async def test_spans_that_ended_while_the_cluster_was_down(sql, running):
     """After the horizon only; those of projects that live on, too."""
     gone, changed, before = await add(sql, 3)
     await sql.execute("DELETE FROM projects WHERE id = $1", before)
-    await asyncio.sleep(0.002)
     it = running()
-    it.sink.horizon_ms = await sql.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-    await asyncio.sleep(0.002)
+    it.sink.horizon_ms = await next_ms(sql)
+    await next_ms(sql)
     await sql.execute("DELETE FROM projects WHERE id = $1", gone)
     await sql.execute("UPDATE projects SET interval = 7 WHERE id = $1", changed)
     await it.start().loaded()

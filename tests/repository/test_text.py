@@ -159,7 +159,6 @@ SLEEPS = {
     "tests/probe/test_probe_failures.py": "plays slow servers and a loop that is stuck",
     "tests/probe/test_probe_contract.py": "packets that arrive apart",
     "tests/probe/test_probe_connections.py": "plays slow servers and connections past their deadline",
-    "tests/coordinator_shell/test_project_source.py": "rows a few milliseconds apart",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
 }
