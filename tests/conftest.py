@@ -2,6 +2,9 @@
 
 The server is TEST_DATABASE_URL if set, else a container if Docker answers, else the embedded server.  A database is
 copied from a migrated template (tens of milliseconds) and dropped afterwards.
+
+Property tests are not timed: the machine that runs them may be busy, and in a fresh checkout the first one that draws
+text waits a second for hypothesis' tables of Unicode.
 """
 
 import asyncio
@@ -19,11 +22,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cluster import database
 from cluster.embedded import EmbeddedPostgres
 
 T = TypeVar("T")
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def run_apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

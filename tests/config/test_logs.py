@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import logs
@@ -50,7 +50,6 @@ def test_a_line_is_bounded_and_always_made(extra):
     assert json.loads(line)["msg"].strip("'").startswith("mmm")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 20))
 def test_lines_are_those_of_the_whole_stream_however_it_is_cut(chunks, bytes_max):
     stream = b"".join(chunks)

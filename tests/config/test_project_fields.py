@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import database
@@ -200,7 +200,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELD_NAMES), JSON))
 def test_whatever_is_written_is_accepted_or_refused(written):
     try:

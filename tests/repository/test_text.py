@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.repository.sources import (
     ROOT,
@@ -194,6 +195,12 @@ def test_the_rule_on_sleeps_tells_them_apart():
     sleeps = ast.parse("time.sleep(0.5)\nassert done()")
     assert sleeps_outside_loops(waits) == []
     assert sleeps_outside_loops(sleeps) == [1]
+
+
+def test_property_tests_are_not_timed():
+    """Whichever of them runs alone, or first in a fresh checkout."""
+    assert settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
 
 
 def test_tests_can_fail():

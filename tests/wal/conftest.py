@@ -1,12 +1,8 @@
-"""A WAL directory with small segments.  Property tests here are not timed: the machine may be busy."""
+"""A WAL directory with small segments."""
 
 import pytest
-from hypothesis import settings
 
 from tests.wal.streams import STREAM, Source, directory
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -234,4 +234,4 @@ class StreamModel(RuleBasedStateMachine):
 
 
 TestStreamModel = StreamModel.TestCase
-TestStreamModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestStreamModel.settings = settings(max_examples=120, stateful_step_count=40)

@@ -111,7 +111,7 @@ def record_of(drawn, project):
     return missed(ms(first), ms(first + count - 1), STEP_MS, project_id=project, reason=reason)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=FLUSHES)
 async def test_in_any_order_a_tick_is_polled_or_missed_and_counted_once(store, tables, drawn):
     number = next(_fresh)
