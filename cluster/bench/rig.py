@@ -1,8 +1,9 @@
 """What a benchmark stands on: a target, a database, a cluster as ``cluster up`` starts it, and what each of them costs.
 
 Everything is on loopback and below one temporary directory, which is removed at the end, however that comes: a task
-that is cancelled ends the cluster at once, for nobody wants its results any more.  Nothing of the user's own cluster is
-touched: its variables are not passed on, the port is a free one, the cluster runs in the temporary directory.
+that is cancelled ends the cluster at once, for nobody wants its results any more, and a ``guard`` does so when we are
+killed.  Nothing of the user's own cluster is touched: its variables are not passed on, the port is a free one, the
+cluster runs in the temporary directory.
 
 CPU time is read from ``/proc/PID/stat`` (user and system, 10 ms resolution) and counted by role:
 
@@ -38,6 +39,7 @@ import msgspec
 import psutil
 
 from cluster import config, database
+from cluster.bench.guard import BenchGuard, drop_database
 from cluster.embedded import EmbeddedPostgres, cluster_database
 from cluster.errors import ClusterError
 from cluster.supervisor.notify import VARIABLE as NOTIFY_VARIABLE
@@ -130,6 +132,11 @@ class Database:
         self.postmaster: psutil.Process | None = None  # None: it is not on this machine
 
     @property
+    def to_drop(self) -> tuple[str, str] | None:
+        """The server and the name of the database that ``start`` creates there."""
+        return None if self._server_url is None else (self._server_url, self._name)
+
+    @property
     def is_embedded(self) -> bool:
         return self._embedded is not None
 
@@ -178,11 +185,7 @@ class Database:
             await to_the_end(asyncio.to_thread(self._embedded.stop))
             shutil.rmtree(self._embedded.run, ignore_errors=True)  # it is elsewhere when the path is long
         elif self._server_url is not None and self._created:
-            conn = await database.connect(self._server_url)
-            try:
-                await conn.execute(f"DROP DATABASE IF EXISTS {self._name} WITH (FORCE)")
-            finally:
-                await conn.close()
+            await drop_database(self._server_url, self._name)
 
 
 def _postmaster(backend_pid: int) -> psutil.Process | None:
@@ -415,10 +418,12 @@ async def rig(server_url: str | None, latency_ms: int = 0) -> AsyncIterator[Rig]
     """``latency_ms``: how long the target takes to answer."""
     directory = _make_directory()
     async with contextlib.AsyncExitStack() as stack:
+        db = Database(directory, server_url)
+        guard = BenchGuard(directory, db.to_drop, environ_without_a_cluster())
+        stack.callback(guard.close)
         stack.callback(_remove, directory)
         target = BenchTarget(latency_ms)
         stack.callback(target.close)
-        db = Database(directory, server_url)
         stack.push_async_callback(db.close)
         await db.start()
         yield Rig(directory, target, db)

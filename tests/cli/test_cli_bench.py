@@ -20,11 +20,13 @@ import msgspec
 import psutil
 import pytest
 
+from cluster.bench.guard import has_ended
 from cluster.bench.throughput import ThroughputFigures, bottlenecks
 from cluster.cli import render
 from tests.conftest import execute_once, run_apart
 
 DEADLINE_S = 60.0
+KILLED_S = 20.0
 POLL_S = 0.02
 TINY = ("--projects", "50", "--seconds", "3", "--warm-up", "0", "--workers", "2")
 
@@ -147,11 +149,67 @@ def test_a_database_that_may_not_be_created_is_one_line(cluster, temporary, data
     ],
 )
 def test_a_signal_ends_it_and_leaves_nothing(temporary, number, status, moment):
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
-    environ.pop("DATABASE_URL", None)
+    with a_long_run(temporary, moment) as process:
+        started = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, number)  # as a terminal does
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out, err) == (status, b"", b"")
+    _, alive = psutil.wait_procs(started, timeout=DEADLINE_S)
+    assert alive == []
+    assert [each for each in psutil.process_iter() if names(each, temporary)] == []
+
+
+@pytest.mark.parametrize("moment", ["postgres/*.lock", "cluster.log", "wal/worker-*/*"])
+def test_what_a_killed_run_has_started_ends_and_goes(temporary, moment):
+    with a_long_run(temporary, moment) as process:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        _, err = process.communicate(timeout=KILLED_S)  # the end of its output is the end of its guard
+    assert err == b""
+    assert list(temporary.iterdir()) == []
+    until = time.monotonic() + KILLED_S
+    while alive := [each for each in started if not has_ended(each)]:
+        assert time.monotonic() < until, alive
+        time.sleep(POLL_S)
+    assert [each for each in psutil.process_iter() if names(each, temporary)] == []
+
+
+def test_a_killed_run_on_a_given_server_leaves_no_database(temporary, postgres_url):
+    with a_long_run(temporary, "wal/worker-*/*", DATABASE_URL=postgres_url) as process:
+        assert len(databases_of_benchmarks(postgres_url)) == 1
+        process.kill()
+        _, err = process.communicate(timeout=KILLED_S)
+    assert err == b""
+    assert databases_of_benchmarks(postgres_url) == []
+
+
+def test_what_the_guard_of_a_killed_run_cannot_do_is_said(temporary):
+    directory = temporary / "ringpoll-bench-1"
+    directory.mkdir()
+    nowhere = ["postgresql://me:secret@127.0.0.1:1/x", "ringpoll_bench_1"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "cluster.bench.guard", str(directory)],
+        input=json.dumps(nowhere).encode() + b"\n",
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    (line,) = ran.stderr.decode().splitlines()
+    assert ran.returncode == 1
+    assert line.startswith("the benchmark was killed: could not drop database ringpoll_bench_1 on ")
+    assert "; drop it: cannot reach the database" in line
+    assert "secret" not in line
+    assert not directory.exists()
+
+
+@contextlib.contextmanager
+def a_long_run(temporary, moment, **environ):
+    """``cluster bench`` with five minutes to go, at the moment at which this file is there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
+    kept.pop("DATABASE_URL", None)
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster", "bench", "--projects", "50", "--seconds", "300"],
-        env=environ | {"TMPDIR": str(temporary)},
+        env=kept | {"TMPDIR": str(temporary)} | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -162,16 +220,10 @@ def test_a_signal_ends_it_and_leaves_nothing(temporary, number, status, moment):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < until, list(temporary.rglob("*"))
             time.sleep(POLL_S)
-        started = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, number)  # as a terminal does
-        out, err = process.communicate(timeout=DEADLINE_S)
+        yield process
     finally:
         process.kill()
         process.communicate()
-    assert (process.returncode, out, err) == (status, b"", b"")
-    _, alive = psutil.wait_procs(started, timeout=DEADLINE_S)
-    assert alive == []
-    assert [each for each in psutil.process_iter() if names(each, temporary)] == []
 
 
 def names(process, directory):
