@@ -34,12 +34,10 @@ is shown while it loads.  Exit status 1 when a process was killed or restarted m
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -60,6 +58,7 @@ from cluster.bench.rig import (
 )
 from cluster.histogram import BOUNDS_MS, BUCKETS, percentile
 from cluster.ticks import instant_of
+from tests.bench.figures import bench_parser, write_figures
 
 READY_S = 120.0
 SAMPLE_S = 0.25
@@ -412,8 +411,7 @@ async def main(arguments: argparse.Namespace, console: Console) -> LoadFigures:
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.million", description=__doc__.partition("\n")[0])
+    parser = bench_parser("million", __doc__)
     parser.add_argument("--projects", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--interval-minutes", type=int, default=5)
@@ -422,7 +420,6 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-seconds", type=float, default=600.0, help="how long the load may take")
     parser.add_argument("--fresh", action="store_true", help="load projects that were enabled a moment ago")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a limit was passed")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args(words)
 
 
@@ -434,6 +431,5 @@ if __name__ == "__main__":
     except (BenchError, TimeoutError) as failure:
         sys.exit(f"million: {failure if str(failure) else 'the load did not end in time'}")
     show(result, out)
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(written(result), indent=2) + "\n")
+    write_figures(chosen.json, written(result))
     sys.exit(not result.calm or (chosen.strict and not all(verdict.passed for verdict in result.verdicts)))

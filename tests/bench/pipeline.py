@@ -14,10 +14,8 @@ included; the least of the rounds.  The cluster is measured as `cluster bench` d
 import argparse
 import asyncio
 import heapq
-import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -25,11 +23,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import asyncpg
-import httptools
 import msgspec
 import uvloop
 import zmq
@@ -39,6 +36,8 @@ from rich.table import Table
 from cluster.bench.rig import BenchError, Rig, machine, rig
 from cluster.bench.throughput import Load, measure_throughput
 from cluster.ticks import phase_ms
+from tests.bench.exchange import Exchange
+from tests.bench.figures import bench_parser, write_figures
 
 SLOTS = 500
 INTERVAL_S = 1.0
@@ -93,27 +92,16 @@ class PipelineFigures(msgspec.Struct):
 # ---- the bare worker ------------------------------------------------------------------------------------------------
 
 
-class Exchange(asyncio.Protocol):
+class PollExchange(Exchange):
     """A connection, and the poll that is on it."""
 
-    def __init__(self, done: Callable[["Exchange", int], None]) -> None:
-        self._done = done
-        self._parser = httptools.HttpResponseParser(self)
-        self.transport: asyncio.Transport | None = None
+    def __init__(self, answered: Callable[["PollExchange", int], None]) -> None:
+        super().__init__(answered)
         self.project = self.size_bytes = 0
         self.due = self.started = 0.0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
     def on_body(self, body: bytes) -> None:
         self.size_bytes += len(body)
-
-    def on_message_complete(self) -> None:
-        self._done(self, self._parser.get_status_code())
 
 
 class BareWorker:
@@ -132,7 +120,7 @@ class BareWorker:
         phases = ((phase_ms(each, round(INTERVAL_S * 1_000)) / 1_000, each) for each in projects)
         self._heap = [(self._began + phase, project) for phase, project in phases]
         heapq.heapify(self._heap)
-        self._idle: list[Exchange] = []
+        self._idle: list[PollExchange] = []
         self._waiting: list[tuple[int, float]] = []
         self._rows: list[Row] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -180,17 +168,16 @@ class BareWorker:
             opening.add_done_callback(self._opening.discard)
 
     async def _open(self, project: int, due: float) -> None:
-        _, exchange = await self._loop.create_connection(lambda: Exchange(self._finish), *self._address)
+        _, exchange = await self._loop.create_connection(lambda: PollExchange(self._finish), *self._address)
         self._ask(exchange, project, due)
 
-    def _ask(self, exchange: Exchange, project: int, due: float) -> None:
+    def _ask(self, exchange: PollExchange, project: int, due: float) -> None:
         exchange.project, exchange.due, exchange.size_bytes = project, due, 0
         exchange.started = time.monotonic()
         self.lateness.append(exchange.started - due)
-        assert exchange.transport is not None
-        exchange.transport.write(self._request)
+        exchange.ask(self._request)
 
-    def _finish(self, exchange: Exchange, status: int) -> None:
+    def _finish(self, exchange: PollExchange, status: int) -> None:
         self._active -= 1
         self.polls += 1
         took_s = time.monotonic() - exchange.started
@@ -214,7 +201,7 @@ class BareWorker:
 
 
 def work(number: int, projects: list[int], slots: int, url: str, directory: str, seconds: float, out: Any) -> None:
-    began_s = cpu_time_s()
+    began_s = time.process_time()
 
     async def main() -> None:
         context = zmq.Context()
@@ -224,7 +211,7 @@ def work(number: int, projects: list[int], slots: int, url: str, directory: str,
             worker = BareWorker(projects, url, slots, file, socket)
             await worker.run(seconds)
         late = sorted(worker.lateness)
-        out.put((worker.polls, cpu_time_s() - began_s, late[round((len(late) - 1) * 0.99)] * 1_000))
+        out.put((worker.polls, time.process_time() - began_s, late[round((len(late) - 1) * 0.99)] * 1_000))
         socket.close(linger=5_000)
         context.term()
 
@@ -235,7 +222,7 @@ def work(number: int, projects: list[int], slots: int, url: str, directory: str,
 
 
 def write(workers: int, dsn: str, directory: str, out: Any) -> None:
-    began_s = cpu_time_s()
+    began_s = time.process_time()
 
     async def main() -> None:
         conn = await asyncpg.connect(dsn)
@@ -269,7 +256,7 @@ def write(workers: int, dsn: str, directory: str, out: Any) -> None:
             if rows:
                 await conn.copy_records_to_table("bare_results", records=map(_record, rows))
                 saved += len(rows)
-        out.put((saved, cpu_time_s() - began_s))
+        out.put((saved, time.process_time() - began_s))
         await conn.close()
         socket.close()
         context.term()
@@ -288,11 +275,6 @@ def _record(row: Row) -> tuple[object, ...]:
         row.size_bytes,
         row.error,
     )
-
-
-def cpu_time_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 # ---- a run ----------------------------------------------------------------------------------------------------------
@@ -392,13 +374,11 @@ def show(found: PipelineFigures, console: Console) -> None:
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.pipeline", description=__doc__.partition("\n")[0])
+    parser = bench_parser("pipeline", __doc__)
     parser.add_argument("--projects", type=int, default=15_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args(words)
 
 
@@ -409,5 +389,4 @@ if __name__ == "__main__":
     except (BenchError, OSError) as failure:
         sys.exit(f"pipeline: {failure}")
     show(result, Console())
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
+    write_figures(chosen.json, result)

@@ -23,7 +23,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -59,6 +58,7 @@ from cluster.messages.results import (
 )
 from cluster.settings import Settings
 from cluster.sockets import bind_router, connect_dealer
+from tests.bench.figures import bench_parser, write_figures
 from writer.core import FLUSH_ROWS
 from writer.events import Flush, FlushCommitted, StreamPart
 from writer.partitions import Maintenance
@@ -576,8 +576,7 @@ def show(found: list[ReplayFigures], console: Console) -> None:
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.replay", description=__doc__.partition("\n")[0])
+    parser = bench_parser("replay", __doc__)
     parser.add_argument("--rows", type=int, default=2_000_000, help="of each scenario")
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--projects", type=int, default=2_000)
@@ -587,7 +586,6 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
         default=list(SCENARIOS),
         help=f"separated by semicolons: {'; '.join(SCENARIOS)}".replace("%", "%%"),
     )
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args(words)
 
 
@@ -598,6 +596,4 @@ if __name__ == "__main__":
     except BenchError as failure:
         sys.exit(f"replay: {failure}")
     show(measured, Console())
-    if chosen.json is not None:
-        document = {"machine": machine(), "figures": [msgspec.to_builtins(each) for each in measured]}
-        chosen.json.write_text(json.dumps(document, indent=2) + "\n")
+    write_figures(chosen.json, {"machine": machine(), "figures": measured})

@@ -19,7 +19,6 @@ What the kernel does later to bring pages to the disk is nobody's CPU time here.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from cluster.wal.directory import WalDirectory
 from cluster.wal.errors import WalError
 from cluster.wal.format import Entry
 from cluster.wal.log import StreamLog
+from tests.bench.figures import bench_parser, write_figures
 
 POLICIES = ("off", "interval", "batch")
 BATCH_RESULTS = (6, 50, 400)
@@ -177,12 +177,10 @@ def show(found: WalFigures, console: Console) -> None:
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.wal", description=__doc__.partition("\n")[0])
+    parser = bench_parser("wal", __doc__)
     parser.add_argument("--results", type=int, default=400_000, help="appended by each run")
     parser.add_argument("--result-bytes", type=int, default=170)
     parser.add_argument("--directory", type=Path, help="where to write; default: the temporary directory")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     return parser.parse_args(words)
 
 
@@ -198,5 +196,4 @@ if __name__ == "__main__":
     except (WalError, OSError) as failure:
         sys.exit(f"wal: {failure}")
     show(result, Console())
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
+    write_figures(chosen.json, result)
