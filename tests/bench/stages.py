@@ -8,6 +8,8 @@ are sealed every 40 ms):
 
     tick       worker.ticker: a tick comes due, its poll is started, later it is finished
     decide     the rest of worker.core: effects, timers, counts
+    glue       worker.service between the two: a poll is handed to the engine, its lateness counted; an outcome becomes
+               a result, results become an event
     start      the engine's start, as far as the request's write() to a kept connection; the kernel's work included,
                which on loopback delivers the packet, too
     finish     from the answer in the socket to the outcome: epoll, read(), parsing, deadline
@@ -26,7 +28,6 @@ least of ``--rounds`` but for the last two, which are of one run.
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -45,24 +46,27 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.bench.rig import BenchError, BenchTarget, Database, machine
-from cluster.clock import Clock
 from cluster.messages.control import Grant, Limits, PartitionGrant, Reset, SnapshotEnd
 from cluster.messages.results import Batch, PollResult, StreamWelcome, decode_to_writer, encode
 from cluster.project import ProjectSpec
+from cluster.runtime import RoleContext
+from cluster.settings import Settings
 from cluster.sockets import bind_router, connect_dealer
 from cluster.ticks import partition_of
 from cluster.wal.directory import WalDirectory
 from cluster.wal.format import Entry
 from tests.bench import replay
+from tests.bench.figures import bench_parser, write_figures
 from worker.core import WorkerCore
-from worker.events import CoordinatorSaid, PollsFinished, StartPolls, WalWritten, WriterSaid, WriteWal
+from worker.events import CoordinatorSaid, PollsFinished, PollStart, StartPolls, WalWritten, WriterSaid, WriteWal
 from worker.missed import MissedLog
 from worker.outgoing import OutgoingStream
 from worker.probe.choose import ChoosingProber
-from worker.probe.interface import ProbeOutcome
+from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.service import WorkerService
 from worker.ticker import Ticker
 
-STAGES = ("tick", "decide", "start", "finish", "encode", "WAL", "send", "receive", "decode", "COPY", "backend")
+STAGES = ("tick", "decide", "glue", "start", "finish", "encode", "WAL", "send", "receive", "decode", "COPY", "backend")
 SEAL_MS = 40
 IN_FLIGHT = 8  # polls of a step that are under way together
 BATCHES = 400
@@ -108,6 +112,10 @@ def a_result(project_id: int, scheduled_at_ms: int) -> PollResult:
     )  # fmt: skip
 
 
+def results_of(started: StartPolls) -> list[PollResult]:
+    return [a_result(poll.spec.id, poll.scheduled_at_ms) for poll in started.polls]
+
+
 def tick(specs: list[ProjectSpec], seconds: int) -> float:
     """The ticker alone, in virtual time."""
     now_ms = 1_000_000
@@ -132,7 +140,7 @@ def tick(specs: list[ProjectSpec], seconds: int) -> float:
 
 
 def core(specs: list[ProjectSpec], seconds: int) -> float:
-    """All of the core, its WAL and its writer being quick; ticker and encoding included."""
+    """All of the core, its WAL and its writer being quick; ticker and encoding included, the making of results not."""
     now_ms = 1_000_000
     made = WorkerCore(name="worker-1", incarnation="i", pid=1, stream_id="s", grace_ms=1_000, now_ms=now_ms)
     found = deque(made.handle(CoordinatorSaid(Reset(1, 1, 1)), now_ms))
@@ -152,13 +160,13 @@ def core(specs: list[ProjectSpec], seconds: int) -> float:
                 effect = found.popleft()
                 if isinstance(effect, StartPolls):
                     polls += len(effect.polls)
-                    results = [a_result(poll.spec.id, poll.scheduled_at_ms) for poll in effect.polls]
-                    found.extend(made.handle(PollsFinished(results), now_ms))
+                    found.extend(made.handle(PollsFinished(results_of(effect)), now_ms))
                 elif isinstance(effect, WriteWal):
                     found.extend(made.handle(WalWritten(effect.stream_id, effect.entries[-1].seq), now_ms))
         return polls
 
-    return measured(work)
+    started = StartPolls([PollStart(spec, now_ms, "tick", 1) for spec in specs[:IN_FLIGHT]])
+    return measured(work) - measured(lambda: sum(len(results_of(started)) for _ in specs))
 
 
 # ---- the engine -----------------------------------------------------------------------------------------------------
@@ -167,7 +175,6 @@ def core(specs: list[ProjectSpec], seconds: int) -> float:
 async def probe(specs: list[ProjectSpec], seconds: int) -> tuple[float, float]:
     """CPU µs per poll of starting, and of all the rest until the outcome is there."""
     prober = ChoosingProber(body_limit_bytes=1 << 20)
-    clock = Clock(jump=False)
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting = polls = 0
     starting_s = 0.0
@@ -190,7 +197,6 @@ async def probe(specs: list[ProjectSpec], seconds: int) -> tuple[float, float]:
         waiting = IN_FLIGHT
         step_s = time.process_time()
         for spec in step:
-            clock.now_us()
             prober.start(spec, ended)
         starting_s += time.process_time() - step_s
         await over
@@ -198,6 +204,65 @@ async def probe(specs: list[ProjectSpec], seconds: int) -> tuple[float, float]:
     whole_s = time.process_time() - began_s
     await prober.close(1.0)
     return starting_s * 1e6 / polls, (whole_s - starting_s) * 1e6 / polls
+
+
+# ---- the service between core and engine ----------------------------------------------------------------------------
+
+
+class QuietProber:
+    """Keeps what would be called with an outcome."""
+
+    def __init__(self) -> None:
+        self.waiting: list[OnOutcome] = []
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.waiting)
+
+    def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
+        self.waiting.append(done)
+
+    def cancel_redirects(self, project_ids: Collection[int]) -> None:
+        raise BenchError("there are no redirects here")
+
+    def cancel_all(self) -> None:
+        self.waiting.clear()
+
+    async def close(self, grace_s: float) -> None:
+        self.cancel_all()
+
+
+async def glue(specs: list[ProjectSpec], seconds: int) -> float:
+    """A worker's service which nobody answers, between a list of polls and an engine that knows all outcomes."""
+    now_ms = time.time_ns() // 1_000_000
+    outcome = ProbeOutcome("success", 200, 0.5312, first_byte_ms=0.3125, transfer_ms=0.0121, size_bytes=2)
+    steps = [
+        [PollStart(spec, now_ms, "tick", 1) for spec in specs[at : at + IN_FLIGHT]]
+        for at in range(0, len(specs), IN_FLIGHT)
+    ]
+    directory = Path(tempfile.mkdtemp(prefix="stages-"))
+    service = WorkerService(RoleContext(Settings(data_dir=directory, name="worker-1", incarnation="i")))
+    try:
+        await service._prober.close(0.0)
+        service._prober = quiet = QuietProber()
+
+        def work() -> int:
+            polls = 0
+            for _ in range(seconds):
+                for step in steps:
+                    service._perform(StartPolls(step))
+                    ended, quiet.waiting = quiet.waiting, []
+                    for done in ended:
+                        done(outcome)
+                    finished = service._take_finished()
+                    assert isinstance(finished, PollsFinished)
+                    polls += len(finished.results)
+            return polls
+
+        return measured(work)
+    finally:
+        await service.close()
+        shutil.rmtree(directory)
 
 
 # ---- from the worker to the writer ----------------------------------------------------------------------------------
@@ -330,6 +395,7 @@ def run(*, polls_per_worker: int, seconds: int, rounds: int, store_seconds: int)
             found["tick"].append(tick(specs, seconds))
             found["encode"].append(encoded(made))
             found["decide"].append(core(specs, seconds) - found["tick"][-1] - found["encode"][-1])
+            found["glue"].append(uvloop.run(glue(specs, seconds)))
             starting, finishing = uvloop.run(probe(specs, seconds))
             found["start"].append(starting)
             found["finish"].append(finishing)
@@ -360,13 +426,11 @@ def show(found: StageFigures, console: Console) -> None:
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.stages", description=__doc__.partition("\n")[0])
+    parser = bench_parser("stages", __doc__)
     parser.add_argument("--polls-per-worker", type=int, default=7_500)
     parser.add_argument("--seconds", type=int, default=2, help="of the schedule, and of probing, in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--store-seconds", type=int, default=20, help="of results that are stored")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--receive", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
@@ -390,5 +454,4 @@ if __name__ == "__main__":
     except (BenchError, OSError) as failure:
         sys.exit(f"stages: {failure}")
     show(result, Console())
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
+    write_figures(chosen.json, result)
