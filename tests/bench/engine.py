@@ -1,4 +1,4 @@
-"""What one poll costs: CPU time of the lean engine, of the aiohttp engine, and of a bare loop, side by side.
+"""What one poll costs: CPU time of both engines, of aiohttp's own client, and of a bare loop, side by side.
 
     python -m tests.bench.engine --seconds 1 --rounds 9 --json engine.json
 
@@ -8,28 +8,27 @@ HTTPS with a certificate of an authority made for the run.  ``--in-flight`` poll
     kept            every poll on a kept connection
     new             every poll on a new connection
     lean, aiohttp   ``worker.probe.lean_engine`` and ``worker.probe.aiohttp_engine``, called as the worker does
-    bare            asyncio.Protocol and httptools on uvloop, which count answers and do nothing else: no deadlines,
-                    no outcome, no phases; what no engine can go below
+    client          aiohttp.ClientSession as whoever polls with it would use it, at its cheapest: one session for all, a
+                    task for each poll that may be in flight, a time-out, the body read; the status is all it finds out
+    bare            ``tests.bench.exchange``: asyncio.Protocol and httptools on uvloop; what no engine can go below
 
 Each figure is the least of ``--rounds`` turns of ``--seconds``, user and system time of this process by the number of
-polls: what else the machine does meanwhile takes caches away and so only ever adds.  The three take turns.
+polls: what else the machine does meanwhile takes caches away and so only ever adds.  The four take turns.
 """
 
 import argparse
 import asyncio
-import json
 import os
-import resource
 import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
 
-import httptools
+import aiohttp
 import msgspec
 import trustme
 import uvloop
@@ -39,6 +38,8 @@ from rich.table import Table
 from cluster.bench.rig import BenchError, machine
 from cluster.bench.target import Requests, TargetProtocol
 from cluster.project import ProjectSpec
+from tests.bench.exchange import Exchange
+from tests.bench.figures import bench_parser, write_figures
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.probe.lean_engine import LeanProber
@@ -47,7 +48,8 @@ from worker.probe.pool import IdlePool
 HOST = "127.0.0.1"
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bare\r\nAccept: */*\r\n\r\n"
 WARM_UP_POLLS = 3
-ENGINES = ("lean", "aiohttp", "bare")
+ENGINES = ("lean", "aiohttp", "client", "bare")
+TIMEOUT_S = 30.0
 # The most the lean engine may cost in each case: of what a bare loop costs, or of what the aiohttp engine costs.
 GOALS = {
     "HTTP, kept": ("aiohttp", 1 / 3),
@@ -82,73 +84,103 @@ class Turn:
         self._seconds = seconds
         self.polls = 0
         self.over = False
+        self._failure = ""
+
+    def fail(self, text: str) -> None:
+        """No more polls; ``measure`` raises BenchError."""
+        self._failure = self._failure or text
+        self.over = True
 
     async def measure(self, in_flight: int) -> tuple[int, float]:
-        while self.polls < WARM_UP_POLLS * in_flight:  # each has its connection, if they are kept
+        while self.polls < WARM_UP_POLLS * in_flight and not self.over:  # each has its connection, if they are kept
             await asyncio.sleep(0.01)
-        polls, cpu_s = self.polls, cpu_time_s()
+        polls, cpu_s = self.polls, time.process_time()
         await asyncio.sleep(self._seconds)
-        polls, cpu_s = self.polls - polls, cpu_time_s() - cpu_s
+        polls, cpu_s = self.polls - polls, time.process_time() - cpu_s
         self.over = True
+        if self._failure:
+            raise BenchError(self._failure)
         return polls, cpu_s
-
-
-def cpu_time_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 # ---- the bare loop --------------------------------------------------------------------------------------------------
 
 
-class Bare(asyncio.Protocol):
-    def __init__(self, done: Callable[["Bare"], None]) -> None:
-        self._done = done
-        self._parser = httptools.HttpResponseParser(self)
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self.transport.write(REQUEST)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_message_complete(self) -> None:
-        if self._parser.get_status_code() != 200:
-            raise BenchError("the target did not answer 200")
-        self._done(self)
-
-
 async def bare_kept(turn: Turn, port: int, tls: ssl.SSLContext | None, in_flight: int) -> tuple[int, float]:
-    def again(connection: Bare) -> None:
+    def again(exchange: Exchange, status: int) -> None:
         turn.polls += 1
-        if not turn.over and connection.transport is not None:
-            connection.transport.write(REQUEST)
+        if status != 200:
+            turn.fail(f"the target answered {status}")
+        elif not turn.over:
+            exchange.ask(REQUEST)
 
     loop = asyncio.get_running_loop()
-    opened = [await loop.create_connection(partial(Bare, again), HOST, port, ssl=tls) for _ in range(in_flight)]
-    found = await turn.measure(in_flight)
-    for transport, _ in opened:
-        transport.abort()
-    return found
+    opened = [await loop.create_connection(partial(Exchange, again), HOST, port, ssl=tls) for _ in range(in_flight)]
+    for _, exchange in opened:
+        exchange.ask(REQUEST)
+    try:
+        return await turn.measure(in_flight)
+    finally:
+        for _, exchange in opened:
+            exchange.abort()
 
 
 async def bare_new(turn: Turn, port: int, tls: ssl.SSLContext | None, in_flight: int) -> tuple[int, float]:
     loop = asyncio.get_running_loop()
 
+    async def poll() -> int:
+        answered: asyncio.Future[int] = loop.create_future()
+
+        def on_answer(_exchange: Exchange, status: int) -> None:
+            answered.set_result(status)
+
+        _, exchange = await loop.create_connection(partial(Exchange, on_answer), HOST, port, ssl=tls)
+        exchange.ask(REQUEST)
+        status = await answered
+        exchange.abort()
+        return status
+
+    return await _by_tasks(turn, in_flight, poll)
+
+
+async def _by_tasks(turn: Turn, in_flight: int, poll: Callable[[], Awaitable[int]]) -> tuple[int, float]:
+    """``poll`` again and again by each of so many tasks; it returns the status."""
+
     async def one_after_another() -> None:
         while not turn.over:
-            answered = loop.create_future()
-            transport, _ = await loop.create_connection(partial(Bare, answered.set_result), HOST, port, ssl=tls)
-            await answered
-            transport.abort()
-            turn.polls += 1
+            try:
+                status = await poll()
+            except (OSError, aiohttp.ClientError) as error:
+                turn.fail(f"a poll failed: {error!r}")
+            else:
+                turn.polls += 1
+                if status != 200:
+                    turn.fail(f"the target answered {status}")
 
     tasks = [asyncio.ensure_future(one_after_another()) for _ in range(in_flight)]
-    found = await turn.measure(in_flight)
-    await asyncio.gather(*tasks)
-    return found
+    try:
+        return await turn.measure(in_flight)
+    finally:
+        await asyncio.gather(*tasks)
+
+
+# ---- aiohttp's client -----------------------------------------------------------------------------------------------
+
+
+async def client_polled(
+    turn: Turn, port: int, tls: ssl.SSLContext | None, in_flight: int, *, kept: bool
+) -> tuple[int, float]:
+    url = f"http{'s' if tls else ''}://{HOST}:{port}/"
+    connector = aiohttp.TCPConnector(limit=in_flight, ssl=tls or True, force_close=not kept)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def poll() -> int:
+            async with session.get(url) as response:
+                await response.read()
+                return response.status
+
+        return await _by_tasks(turn, in_flight, poll)
 
 
 # ---- the engines ----------------------------------------------------------------------------------------------------
@@ -165,23 +197,21 @@ async def polled(
     turn: Turn, prober: Prober, port: int, tls: ssl.SSLContext | None, in_flight: int
 ) -> tuple[int, float]:
     url = f"http{'s' if tls else ''}://{HOST}:{port}/"
-    failed: list[ProbeOutcome] = []
 
     def again(spec: ProjectSpec, outcome: ProbeOutcome) -> None:
         turn.polls += 1
         if outcome.status != "success":
-            failed.append(outcome)
+            turn.fail(f"a poll failed: {outcome.error_message}")
         elif not turn.over:
             prober.start(spec, partial(again, spec))
 
     for number in range(in_flight):
         spec = ProjectSpec(number, url, 1_000, 0)
         prober.start(spec, partial(again, spec))
-    found = await turn.measure(in_flight)
-    await prober.close(5.0)
-    if failed:
-        raise BenchError(f"{len(failed)} polls failed, the first: {failed[0].error_message}")
-    return found
+    try:
+        return await turn.measure(in_flight)
+    finally:
+        await prober.close(5.0)
 
 
 # ---- the target -----------------------------------------------------------------------------------------------------
@@ -250,6 +280,8 @@ def _measure(
                 counted = Turn(seconds)
                 if engine == "bare":
                     return await (bare_kept if kept else bare_new)(counted, port, tls, in_flight)
+                if engine == "client":
+                    return await client_polled(counted, port, tls, in_flight, kept=kept)
                 return await polled(counted, make_prober(engine, tls, kept=kept), port, tls, in_flight)
 
             polls, cpu_s = uvloop.run(turn())
@@ -262,29 +294,26 @@ def _measure(
 
 def show(found: EngineFigures, console: Console) -> None:
     table = Table(title=f"CPU µs per poll, {found.in_flight} in flight")
-    table.add_column("polls")
-    for name in (*ENGINES, "lean : bare", "aiohttp : lean", "lean at most"):
-        table.add_column(name, justify="right")
+    table.add_column("", no_wrap=True)
     for each in found.cases:
-        cost = each.cpu_us_per_poll
-        against, share = GOALS[each.case]
-        table.add_row(
-            each.case,
-            *(f"{cost[engine]:.1f}" for engine in ENGINES),
-            f"{cost['lean'] / cost['bare']:.2f}",
-            f"{cost['aiohttp'] / cost['lean']:.1f}",
-            f"{share:.2f} {against}{'' if each.holds else ', missed'}",
-        )
+        table.add_column(each.case, justify="right", no_wrap=True)
+    costs = [each.cpu_us_per_poll for each in found.cases]
+    for engine in ENGINES:
+        table.add_row(engine, *(f"{cost[engine]:.1f}" for cost in costs))
+    table.add_section()
+    for engine, other in (("lean", "bare"), ("aiohttp", "lean"), ("client", "lean")):
+        table.add_row(f"{engine} : {other}", *(f"{cost[engine] / cost[other]:.2f}" for cost in costs))
+    goals = [GOALS[each.case] for each in found.cases]
+    table.add_row("lean at most", *(f"{share:.2f} {against}" for against, share in goals))
+    table.add_row("", *("" if each.holds else "missed" for each in found.cases))
     console.print(table)
 
 
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.engine", description=__doc__.partition("\n")[0])
+    parser = bench_parser("engine", __doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
@@ -303,5 +332,4 @@ if __name__ == "__main__":
     except (BenchError, OSError) as failure:
         sys.exit(f"engine: {failure}")
     show(result, Console())
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps(msgspec.to_builtins(result), indent=2) + "\n")
+    write_figures(chosen.json, result)
