@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from cluster.bench import rig
-from tests.bench import engine, million, replay, wal
+from tests.bench import engine, million, pipeline, replay, stages, wal
+from tests.bench.figures import write_figures
 
 pytestmark = pytest.mark.bench
 
@@ -54,9 +55,49 @@ def test_engines_report_what_a_poll_costs():
         assert all(cost > 0 for cost in each.cpu_us_per_poll.values())
         assert all(polls > 0 for polls in each.polls.values())
     text = shown(engine.show, measured)
-    assert "lean : bare" in text
+    assert all(ratio in text for ratio in ("lean : bare", "aiohttp : lean", "client : lean"))
     assert "HTTPS, new" in text
     assert msgspec.json.decode(msgspec.json.encode(measured), type=engine.EngineFigures) == measured
+
+
+def test_stages_report_what_each_costs():
+    words = ["--polls-per-worker", "500", "--seconds", "1", "--rounds", "1", "--store-seconds", "2"]
+    measured = stages.main(stages.arguments_of(words))
+
+    assert list(measured.cpu_us_per_poll) == list(stages.STAGES)
+    assert (measured.polls_per_worker, measured.batch_results) == (500, 20)
+    assert measured.batch_bytes > 20 * 50
+    differences = {"decide"}  # of two stages: it may be nothing on a busy machine
+    assert all(cost > 0 for stage, cost in measured.cpu_us_per_poll.items() if stage not in differences)
+    assert measured.total_us == pytest.approx(sum(measured.cpu_us_per_poll.values()), abs=0.1)
+    text = shown(stages.show, measured)
+    assert all(stage in text for stage in stages.STAGES)
+
+
+async def test_the_cluster_and_a_bare_pipeline_save_everything():
+    words = ["--projects", "60", "--workers", "2", "--seconds", "2", "--rounds", "1"]
+    measured = await pipeline.main(pipeline.arguments_of(words))
+
+    assert measured.holds
+    assert measured.bare.saved == measured.bare.polls
+    assert 2 * 60 <= measured.bare.polls <= 3 * 60
+    assert all(cost > 0 for cost in measured.bare.cpu_us_per_poll.values())
+    assert set(measured.bare.cpu_us_per_poll) <= set(measured.cluster_us_by_role)
+    assert (len(measured.bare_us), len(measured.cluster_us)) == (1, 1)
+    assert measured.bare_us[0] == pytest.approx(measured.bare.total_us, abs=0.1)
+    assert f"costs {measured.ratio:.2f} times as much" in shown(pipeline.show, measured)
+
+
+def test_figures_are_written_where_it_is_asked_for(tmp_path):
+    path = tmp_path / "wal.json"
+    chosen = wal.arguments_of(["--json", str(path)])
+    measured = wal.WalFigures(170, [], {"cores": 2})
+    write_figures(chosen.json, measured)
+    assert msgspec.json.decode(path.read_bytes(), type=wal.WalFigures) == measured
+    assert path.read_text().startswith('{\n  "')
+
+    write_figures(wal.arguments_of([]).json, measured)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 async def test_a_replay_reports_each_scenario():
