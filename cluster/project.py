@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import orjson
 
+from cluster.assertions import canonical_assertions, validate_assertions
 from cluster.errors import InvalidInputError
 from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
@@ -67,6 +68,7 @@ class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
     expected_status: str = "200"
     timeout_ms: int = 30_000
     follow_redirects: bool = True
+    assertions: bytes | None = None  # as cluster.assertions encodes them
 
 
 @lru_cache(maxsize=SHARED_MAX)
@@ -91,6 +93,7 @@ def compact(spec: ProjectSpec) -> ProjectSpec:
         _shared(spec.expected_status),
         _shared(spec.timeout_ms),
         spec.follow_redirects,
+        _shared(spec.assertions) if spec.assertions and len(spec.assertions) <= SHARED_CHARS_MAX else spec.assertions,
     )
 
 
@@ -109,6 +112,7 @@ SPEC_COLUMNS = (
     "unit",
     "timeout_ms",
     "follow_redirects",
+    "assertions",
 )
 
 
@@ -128,6 +132,7 @@ class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     down_after: int = 1
     up_after: int = 1
+    assertions: list[dict[str, Any]] | None = None
 
     @property
     def interval_ms(self) -> int:
@@ -135,6 +140,7 @@ class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FIELD_NAMES = tuple(field.name for field in msgspec.structs.fields(ProjectFields))
+JSON_FIELDS = ("headers", "assertions")  # of type jsonb in the table
 _TEXT_FIELDS = frozenset({"url", "name", "method", "expected_status", "unit"})
 _FLAG_FIELDS = frozenset({"follow_redirects", "enabled"})
 
@@ -156,6 +162,8 @@ def project_from_map(written: Mapping[Any, Any]) -> ProjectFields:
             _expect(name, value, value is None or isinstance(value, str), "text or null")
         elif name == "headers":
             _expect(name, value, value is None or isinstance(value, Mapping), "a map of names to values, or null")
+        elif name == "assertions":
+            _expect(name, value, value is None or isinstance(value, list), "a list of maps, or null")
         elif name == "interval" and isinstance(value, str):
             if "unit" in written:
                 raise InvalidInputError(f"interval: {_shown(value)} has its own unit, so leave out unit")
@@ -190,6 +198,7 @@ def validate(fields: ProjectFields) -> ProjectFields:
         method=_valid_method(fields.method),
         headers=_valid_headers(fields.headers, fields.body),
         expected_status=_valid_expected_status(fields.expected_status),
+        assertions=_valid_assertions(fields.assertions),
     )
 
 
@@ -213,10 +222,11 @@ def parse_header(line: str) -> tuple[str, str]:
 def spec_from_row(row: Any) -> ProjectSpec:
     """A spec from a row of ``projects`` with ``SPEC_COLUMNS`` and ``since``: the table's CHECKs made sure of the rest.
 
-    ``headers`` is JSON text or a decoded map.  Raises InvalidInputError when headers aren't texts, which the table
-    can't refuse.
+    ``headers`` is JSON text or a decoded map.  Raises InvalidInputError when headers aren't texts, or assertions none,
+    which the table can't refuse.
     """
     headers = row["headers"]
+    assertions = row["assertions"]
     since = row["since"]
     return ProjectSpec(
         row["id"],
@@ -229,6 +239,7 @@ def spec_from_row(row: Any) -> ProjectSpec:
         row["expected_status"],
         row["timeout_ms"],
         row["follow_redirects"],
+        None if assertions is None else canonical_assertions(assertions),
     )
 
 
@@ -375,6 +386,10 @@ def _valid_expected_status(written: str) -> str:
             )
         parts.append(compact)
     return ",".join(parts)
+
+
+def _valid_assertions(written: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    return msgspec.to_builtins(validate_assertions(written)) if written else None
 
 
 def _expect(name: str, value: object, holds: bool, what: str) -> None:

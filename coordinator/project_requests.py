@@ -12,7 +12,7 @@ import msgspec
 
 from cluster.database import Connection
 from cluster.errors import ClusterError
-from cluster.project import FIELD_NAMES, ProjectFields
+from cluster.project import FIELD_NAMES, JSON_FIELDS, ProjectFields
 from coordinator.project_rows import Applied, fetch_ends, fetch_projects
 from coordinator.projects import ProjectSource
 
@@ -91,10 +91,11 @@ class ProjectRequests:
 
 async def _insert(connection: Connection, fields: ProjectFields) -> tuple[int, list[Any]]:
     """The new id, and the row as it is to be polled, if it is enabled."""
-    headers = None if fields.headers is None else msgspec.json.encode(fields.headers).decode()
+    values = {name: getattr(fields, name) for name in FIELD_NAMES}
+    for name in JSON_FIELDS:
+        if values[name] is not None:
+            values[name] = msgspec.json.encode(values[name]).decode()
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-        project_id: int = await connection.fetchval(
-            _INSERT, *(headers if name == "headers" else getattr(fields, name) for name in FIELD_NAMES)
-        )
+        project_id: int = await connection.fetchval(_INSERT, *values.values())
         return project_id, await fetch_projects(connection, [project_id])

@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from cluster.admin_client import AdminClient, request
+from cluster.assertions import parse_assertion
 from cluster.cli.options import ADMIN, PROJECT_ID, with_settings
 from cluster.errors import InvalidInputError
 from cluster.project import ProjectFields, parse_header, project_from_map
@@ -59,6 +60,9 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.option("--no-follow-redirects", is_flag=True, help="Judge a redirect's own status.")
 @click.option("--down-after", type=int, metavar="N", help="Failures in a row until it is down.  [default: 1]")
 @click.option("--up-after", type=int, metavar="N", help="Successes in a row until it is up again.  [default: 1]")
+@click.option(
+    "--assert", "assertions", multiple=True, metavar="ASSERTION", help="Such as 'body contains ok'; repeatable."
+)
 @click.option("--disabled", is_flag=True, help="Add it without polling it.")
 def add(settings: Settings, url: str | None, project_id: int | None, **written: Any) -> None:
     """Add a project, or begin to monitor a row of the table (--id); prints its id."""
@@ -89,6 +93,8 @@ def _project(url: str, given: dict[str, Any]) -> ProjectFields:
                 raise InvalidInputError(f"headers: {name!r} is given twice")
             headers[name] = value
         fields["headers"] = headers
+    if "assertions" in given:
+        fields["assertions"] = [msgspec.to_builtins(parse_assertion(line)) for line in given["assertions"]]
     if "no_follow_redirects" in given:
         fields["follow_redirects"] = False
     if "disabled" in given:

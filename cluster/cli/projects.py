@@ -19,7 +19,7 @@ from cluster import database
 from cluster.cli.data import open_database, with_database
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.project import FIELD_NAMES, ID_MAX, ProjectFields, project_from_map
+from cluster.project import FIELD_NAMES, ID_MAX, JSON_FIELDS, ProjectFields, project_from_map
 from cluster.settings import Settings
 
 LINE_BYTES_MAX = 1 << 20
@@ -252,14 +252,19 @@ async def _write_lines(conn: database.Connection, lines: list[ImportLine]) -> tu
 
 
 def _record(line: ImportLine) -> tuple[Any, ...]:
-    fields = line.fields
-    headers = None if fields.headers is None else orjson.dumps(fields.headers).decode()
-    return (line.id, *(headers if name == "headers" else getattr(fields, name) for name in FIELD_NAMES))
+    values = {name: getattr(line.fields, name) for name in FIELD_NAMES}
+    for name in JSON_FIELDS:
+        if values[name] is not None:
+            values[name] = orjson.dumps(values[name]).decode()
+    return (line.id, *values.values())
 
 
 def _readable(row: Any) -> dict[str, Any]:
-    headers = row["headers"]
-    return dict(row) | {"headers": orjson.loads(headers) if isinstance(headers, str) else headers}
+    values = dict(row)
+    for name in JSON_FIELDS:
+        if isinstance(values[name], str):
+            values[name] = orjson.loads(values[name])
+    return values
 
 
 def _state(row: Any, *, polled: bool) -> str | None:

@@ -163,6 +163,10 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
                 "enabled": False,
                 "down_after": 3,
                 "up_after": 2,
+                "assertions": [
+                    {"type": "body_contains", "text": "ok"},
+                    {"type": "json_path", "path": "$.a", "op": "==", "value": "b"},
+                ],
             },
         }
     ]
@@ -184,6 +188,8 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
         (("add", "http://a", "--header", "nocolon"), "header: must be written 'Name: value'"),
         (("add", "http://a", "--header", "A: b\nC: d"), "headers: the value of 'A'"),
         (("add", "http://a", "--header", "A: b", "--header", "A: c"), "headers: 'A' is given twice"),
+        (("add", "http://a", "--assert", "body has x"), "assert: in 'body has x': write 'body contains TEXT'"),
+        (("add", "http://a", "--assert", "body matches (?=x)"), "is not a regular expression of RE2"),
         (("add", "http://a", "--timeout", "never"), "timeout: must be a number with ms, s or m"),
         (("add", "http://a", "--timeout", "11m"), "timeout_ms: must be from 1 to 600000"),
         (("add", "http://a", "--frob"), "No such option"),

@@ -245,6 +245,7 @@ ROW = {
     "unit": "minutes",
     "timeout_ms": 1_000,
     "follow_redirects": True,
+    "assertions": None,
     "since": SINCE,
 }
 

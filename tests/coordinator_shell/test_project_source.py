@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.project import FIELD_NAMES, ProjectFields, decode_spec
+from cluster.project import FIELD_NAMES, JSON_FIELDS, ProjectFields, decode_spec
 from coordinator import projects as projects_module
 from coordinator.journal import ProjectJournal
 from coordinator.project_requests import ProjectRequests
@@ -522,10 +522,11 @@ async def test_every_field_of_an_added_project_is_in_its_row(sql, running):
     written = ProjectFields(
         url="http://a/", name="n", method="POST", headers={"A": "b"}, body="x", expected_status="2xx", interval=2,
         unit="hours", timeout_ms=7, follow_redirects=False, enabled=False, down_after=3, up_after=2,
+        assertions=[{"type": "body_contains", "text": "ok"}],
     )  # fmt: skip
     project_id = await it.requests.insert(written)
     row = dict(await sql.fetchrow("SELECT * FROM projects WHERE id = $1", project_id))
-    row["headers"] = json.loads(row["headers"])
+    row |= {name: json.loads(row[name]) for name in JSON_FIELDS}
     assert {name: row[name] for name in FIELD_NAMES} == {name: getattr(written, name) for name in FIELD_NAMES}
 
 

@@ -74,6 +74,9 @@ GOOD = [
     ("timeout_ms", 1),
     ("timeout_ms", 600_000),
     ("name", "ü" * 200),
+    ("assertions", "null"),
+    ("assertions", "[]"),
+    ("assertions", '[{"ms": 5, "type": "response_time_below"}]'),
 ]
 BAD = [
     ("url", ""),
@@ -114,6 +117,8 @@ BAD = [
     ("timeout_ms", 0),
     ("timeout_ms", 600_001),
     ("name", "x" * 201),
+    ("assertions", "{}"),
+    ("assertions", '"status 2xx"'),
     ("enabled", None),
     ("url", None),
 ]

@@ -1,8 +1,11 @@
 """The README names every command, option, setting and metric; what it shows can be run."""
 
+import json
 import re
 import shlex
 import threading
+from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import asyncpg
 import click
@@ -11,11 +14,21 @@ import pytest
 import zmq
 
 from cluster import config
+from cluster.assertions import (
+    TYPES,
+    HeaderOp,
+    JsonOp,
+    assertion_line,
+    encode_assertions,
+    parse_assertion,
+    validate_assertions,
+)
 from cluster.cli import cluster
 from cluster.messages.admin import decode_request
 from cluster.settings import Settings
 from tests.docs.documents import blocks, code_spans, metric_names, row_of
 from tests.docs.repository_facts import read
+from worker.probe.judging import Answer, judge_for
 
 README = read("README.md")
 
@@ -94,6 +107,56 @@ async def test_the_queries_run(query, database_url):
         await conn.fetch(query)
     finally:
         await conn.close()
+
+
+def assertion_rows():
+    rows = re.findall(r"^\| `(\{\"type\".*?\})` \| `(.*?)` \| ", README, flags=re.MULTILINE)
+    return [(json.loads(written), line) for written, line in rows]
+
+
+def documented_answer(**changes):
+    """The answer of the README, over TLS and in time."""
+    (block,) = blocks(README, "http")
+    head, body = block.split("\n\n", 1)
+    first, *lines = head.splitlines()
+    fields = [tuple(line.split(": ", 1)) for line in lines]
+    valid_until = {"notAfter": datetime.now(UTC) + timedelta(days=15)}
+    answer = Answer(
+        status=int(first.split()[1]),
+        response_time_ms=499.0,
+        fields=fields,
+        body=body.encode(),
+        whole=True,
+        certificate={name: f"{at:%b %d %H:%M:%S %Y} GMT" for name, at in valid_until.items()},
+        limit_bytes=1 << 20,
+    )
+    return msgspec.structs.replace(answer, **changes)
+
+
+@pytest.mark.parametrize(("written", "line"), assertion_rows(), ids=[line for _, line in assertion_rows()])
+def test_each_assertion_holds_for_the_answer_shown_and_for_no_other(written, line):
+    (assertion,) = validate_assertions([written])
+    assert parse_assertion(line) == assertion
+    assert assertion_line(assertion) in {line, f"{line} exists"}
+    judge = judge_for(encode_assertions([assertion]))
+    assert judge.failures(documented_answer()) == []
+    other = documented_answer(
+        status=500,
+        response_time_ms=500.0,
+        fields=[],
+        body=b'{"error": 1}' if written.get("op") != "absent" else b'{"error": null}',
+        certificate=None,
+    )
+    (failure,) = judge.failures(other)
+    assert failure.startswith(assertion_line(assertion) + ": ")
+
+
+def test_each_type_of_assertion_and_each_operator_has_an_example():
+    rows = [written for written, _ in assertion_rows()]
+    assert {written["type"] for written in rows} == set(TYPES)
+    section = README.partition("\n## Assertions\n")[2].partition("\n## ")[0]
+    for op in {*get_args(JsonOp), *get_args(HeaderOp)} - {"exists"}:
+        assert any(written.get("op") == op for written in rows) or f"`{op}`" in section
 
 
 def test_there_are_queries():

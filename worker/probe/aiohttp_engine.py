@@ -17,6 +17,7 @@ import time
 from collections.abc import Collection
 from functools import partial
 
+import msgspec
 from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
@@ -28,6 +29,7 @@ from worker.probe.errors import ProbeError, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
@@ -44,6 +46,13 @@ CACHED_REQUESTS_MAX = 4_096
 CACHED_REQUEST_MAX_BYTES = 8_192
 
 logger = logging.getLogger("worker.probe")
+
+
+class Body(msgspec.Struct):
+    """What was read of one: ``kept`` None: it was only counted; ``whole``: that is all of it."""
+
+    kept: list[bytes] | None
+    whole: bool = True
 
 
 class AiohttpProber:
@@ -68,6 +77,7 @@ class AiohttpProber:
         self._connector = Connector(partial(Connection, self._loop), lookup, tls, make_room or self.make_room)
         self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
+        self._judge_thread = JudgeThread()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -101,6 +111,7 @@ class AiohttpProber:
         self.cancel_all()
         if self._tasks:
             await asyncio.wait(set(self._tasks))
+        self._judge_thread.close()
         self._connector.close()
         await self._kept.close()
 
@@ -131,6 +142,8 @@ class AiohttpProber:
             poll.done(outcome)
 
     def _expire(self, task: asyncio.Task[None], poll: PollInFlight) -> None:
+        if poll.answered:
+            return
         poll.expired = True
         poll.late_s = time.monotonic() - poll.started_at - poll.spec.timeout_ms / 1e3
         task.cancel()
@@ -147,6 +160,7 @@ class AiohttpProber:
         try:
             expected = parse_expected(spec.expected_status)
             own = request = self._request(spec)
+            judge = None if spec.assertions is None else judge_for(spec.assertions)
         except ValueError as error:
             raise ProbeError("invalid_request", str(error)) from error
         only_new = False
@@ -190,12 +204,33 @@ class AiohttpProber:
                 self._kept.give(connection, time.monotonic())  # what is left of that body is not worth waiting for
                 continue
 
-            await self._read_body(poll, connection, payload, message)
+            body = await self._read_body(poll, connection, payload, message, judge)
             ended_at = time.monotonic()
             poll.transfer_s = ended_at - first_byte_at
             poll.connection = None
+            poll.answered = True
+            answer = None if judge is None else self._answer(poll, connection, message, body, ended_at)
             self._kept.give(connection, time.monotonic())
-            return poll.complete(ended_at, expected)
+            outcome = poll.complete(ended_at, expected)
+            if judge is None or answer is None:
+                return outcome
+            failures = judge.failures_at_once(answer)
+            if failures is None:
+                failures = await self._judge_thread.failures(judge, answer)
+            return judged(outcome, failures)
+
+    def _answer(
+        self, poll: PollInFlight, connection: Connection, message: RawResponseMessage, body: Body, ended_at: float
+    ) -> Answer:
+        return Answer(
+            message.code,
+            (ended_at - poll.started_at) * 1e3,
+            [(_text(name), _text(value)) for name, value in message.raw_headers],
+            None if body.kept is None else b"".join(body.kept)[: self._body_limit_bytes],
+            body.whole,
+            connection.certificate,
+            self._body_limit_bytes,
+        )
 
     def _request(self, spec: ProjectSpec) -> HttpRequest:
         cached = self._requests.get(spec.id)
@@ -222,15 +257,24 @@ class AiohttpProber:
         return request
 
     async def _read_body(
-        self, poll: PollInFlight, connection: Connection, payload: StreamReader, message: RawResponseMessage
-    ) -> None:
-        """Count the body up to the limit."""
+        self,
+        poll: PollInFlight,
+        connection: Connection,
+        payload: StreamReader,
+        message: RawResponseMessage,
+        judge: Judge | None,
+    ) -> Body:
+        """Count the body up to the limit, and keep it when it is looked at."""
+        body = Body([] if judge is not None and judge.needs_body else None)
         size = poll.size_bytes = 0
         try:
             while chunk := await payload.readany():
                 size += len(chunk)
+                if body.kept is not None:
+                    body.kept.append(chunk)
                 poll.size_bytes = size
                 if size >= self._body_limit_bytes and not payload.is_eof():
+                    body.whole = False
                     break
         except (ClientError, OSError, HttpProcessingError) as error:
             length = message.headers.get("Content-Length")
@@ -240,6 +284,12 @@ class AiohttpProber:
             # A body that only the end of the connection delimits, and the end was none.
             raise from_lost(connection.lost_error, poll.peer, f"after {size} body bytes")
         poll.size_bytes = min(size, self._body_limit_bytes)
+        body.whole = body.whole and size <= self._body_limit_bytes
+        return body
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape").strip(" \t")
 
 
 def _expect_to_go_on(poll: PollInFlight) -> None:

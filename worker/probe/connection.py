@@ -7,7 +7,7 @@ session, its header defaults, retries and redirects take no part.
 
 import asyncio
 import time
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import EMPTY_PAYLOAD, ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
@@ -36,6 +36,7 @@ class Connection(ResponseHandler, Openable):
         self.began_at = 0.0
         self.sent_at: float | None = None
         self.first_byte_at: float | None = None
+        self.certificate: dict[str, Any] | None = None  # the peer's, as ``ssl`` decodes it
         self.lost = False
         self.lost_error: BaseException | None = None
         self.fault: str | None = None  # why what came is not HTTP
@@ -53,7 +54,10 @@ class Connection(ResponseHandler, Openable):
         if peer:
             self.remote_address = str(peer[0])
         # The protocol is told when the last byte has left.  TLS transports compare with >=, so zero would always pause.
-        high = 1 if transport.get_extra_info("sslcontext") is not None else 0
+        high = 0
+        if transport.get_extra_info("sslcontext") is not None:
+            high = 1
+            self.certificate = transport.get_extra_info("peercert") or {}
         cast("asyncio.Transport", transport).set_write_buffer_limits(high=high, low=0)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -26,6 +26,7 @@ ErrorCode = Literal[
     "too_many_redirects",
     "body_limit",
     "status_mismatch",
+    "assertion_failed",
     "invalid_request",
     "local",
 ]
@@ -47,6 +48,7 @@ MEANINGS: dict[ErrorCode, str] = {
     "too_many_redirects": "more redirects than are followed",
     "body_limit": "the body was longer than is read, and without its end nothing can be said",
     "status_mismatch": "a complete answer, with a status that is not expected",
+    "assertion_failed": "a complete answer with an expected status, of which an assertion does not hold",
     "invalid_request": "the project's fields can't be made into a request",
     "local": "this machine could not make the poll; it says nothing about the target (status unknown)",
 }

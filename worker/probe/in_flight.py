@@ -33,6 +33,7 @@ class PollInFlight:
     # What most polls never learn is a default of the class.
     expired = False
     dropped = False
+    answered = False  # no time-out any more
     stay = False  # no redirect is followed any more
     late_s = 0.0  # how late its time-out was noticed
     phase: Phase = "lookup"

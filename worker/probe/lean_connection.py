@@ -14,7 +14,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from httptools import HttpParserError, HttpParserInvalidStatusError, HttpParserUpgrade, HttpResponseParser
 
@@ -22,7 +22,7 @@ from cluster.project import ProjectSpec
 from worker.probe.connector import Openable
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
-from worker.probe.request import REDIRECT_STATUSES, HttpRequest, Origin, first_request
+from worker.probe.request import REDIRECT_STATUSES, HttpRequest, Origin, first_request, looks_at_body
 
 HEAD_LINE_MAX_BYTES = 65_536
 HEAD_HEADERS_MAX = 1_000
@@ -49,13 +49,15 @@ class Hop:
 class Plan:
     """What the polls of a project have in common."""
 
-    __slots__ = ("expected", "first", "spec")
+    __slots__ = ("assertions", "expected", "first", "keeps_body", "spec")
 
     def __init__(self, spec: ProjectSpec) -> None:
         """Raises ValueError, in words for people."""
         self.spec = spec
         self.expected = parse_expected(spec.expected_status)
         self.first = Hop(first_request(spec))
+        self.assertions = spec.assertions
+        self.keeps_body = looks_at_body(spec)
 
 
 class LeanPoll(PollInFlight):
@@ -95,6 +97,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         "_transport",
         "_without_body",
         "began_at",
+        "certificate",
         "complete",
         "fault",
         "first_byte_at",
@@ -103,6 +106,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         "informational",
         "is_lost",
         "keep",
+        "kept",
         "looked_at",
         "lost_error",
         "messages",
@@ -134,6 +138,8 @@ class LeanConnection(asyncio.Protocol, Openable):
         self.messages = 0  # answers begun, those that were informational and are over apart
         self.informational = 0
         self.fault: str | None = None  # why what came is no HTTP
+        self.kept: list[bytes] | None = None  # the body, when it is looked at
+        self.certificate: dict[str, Any] | None = None  # the peer's, as ``ssl`` decodes it
         self._feed: Callable[[bytes], None]
         self._transport: asyncio.Transport | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -164,6 +170,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         self._without_body = hop.without_body
         self.messages = 0
         self.size = 0
+        self.kept = [] if poll.plan.keeps_body else None
         self.headed = self.looked_at = self.complete = False
         self.first_byte_at = None
         self.began_at = now
@@ -230,7 +237,10 @@ class LeanConnection(asyncio.Protocol, Openable):
         if peer:
             self.remote_address = str(peer[0])
         # The protocol is told when the last byte has left.  TLS transports compare with >=, so zero would always pause.
-        high = 1 if transport.get_extra_info("sslcontext") is not None else 0
+        high = 0
+        if transport.get_extra_info("sslcontext") is not None:
+            high = 1
+            self.certificate = transport.get_extra_info("peercert") or {}
         self._transport.set_write_buffer_limits(high=high, low=0)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -299,6 +309,8 @@ class LeanConnection(asyncio.Protocol, Openable):
             self._spoiled = True  # a body behind the answer to HEAD, or another answer
         else:
             self.size += len(body)
+            if self.kept is not None:
+                self.kept.append(body)
 
     def on_message_complete(self) -> None:
         if self.headed:
@@ -395,13 +407,12 @@ class HeadFields:
     def joined(self, name: str) -> str | None:
         return ", ".join(self._values(name)) or None
 
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(field.decode("latin-1").rstrip(), _text(value)) for field, value in self.raw]
+
     def _values(self, name: str) -> list[str]:
         wanted = name.encode()
-        return [
-            value.decode("utf-8", "surrogateescape").strip(" \t")
-            for field, value in self.raw
-            if field.rstrip().lower() == wanted
-        ]
+        return [_text(value) for field, value in self.raw if field.rstrip().lower() == wanted]
 
     def on_message_begin(self) -> None:
         if not self._over:
@@ -414,6 +425,10 @@ class HeadFields:
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         self._over = self._over or status >= 200 or status == 101
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape").strip(" \t")
 
 
 def _ended(_data: bytes) -> None:

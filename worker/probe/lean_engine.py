@@ -25,6 +25,7 @@ from worker.probe.deadlines import Deadlines
 from worker.probe.errors import ProbeError, from_lost
 from worker.probe.in_flight import as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lean_connection import Hop, LeanConnection, LeanPoll, Plan
 from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
@@ -67,6 +68,8 @@ class LeanProber:
         self._deadlines: Deadlines[LeanPoll] = Deadlines(self._expire)
         self._in_flight = 0
         self._openings: set[asyncio.Task[None]] = set()
+        self._judge_thread = JudgeThread()
+        self._in_judgement: set[LeanPoll] = set()  # their answers are complete: no deadline any more
         self._plans: dict[int, Plan] = {}
         self._all_over: asyncio.Future[None] | None = None
         self._closed = False
@@ -101,7 +104,7 @@ class LeanProber:
                 poll.stay = True
 
     def cancel_all(self) -> None:
-        for poll in list(self._deadlines):
+        for poll in [*self._deadlines, *self._in_judgement]:
             poll.dropped = True
             self._let_go(poll)
             self._finish(poll, None)
@@ -114,6 +117,7 @@ class LeanProber:
         self.cancel_all()
         if self._openings:
             await asyncio.wait(set(self._openings))
+        self._judge_thread.close()
         self._deadlines.close()
         self._connector.close()
         await self._kept.close()
@@ -254,6 +258,8 @@ class LeanProber:
         began_at = sent_at if sent_at is not None and sent_at <= first_byte_at else connection.began_at
         status = connection.status
         size = min(connection.size, self._body_limit_bytes)
+        assertions = poll.plan.assertions
+        answer = None if assertions is None else self._answer(connection, poll, ended_at)
         connection.end()
         poll.connection = None
         self._kept.give(connection, ended_at)
@@ -276,7 +282,45 @@ class LeanProber:
             not needed,
             connection.remote_address,
         )
-        self._finish(poll, outcome)
+        if assertions is None or answer is None:
+            self._finish(poll, outcome)
+        else:
+            self._judge(poll, judge_for(assertions), answer, outcome)
+
+    # ---- assertions -------------------------------------------------------------------------------------------------
+
+    def _answer(self, connection: LeanConnection, poll: LeanPoll, ended_at: float) -> Answer:
+        kept = connection.kept
+        return Answer(
+            connection.status,
+            (ended_at - poll.started_at) * 1e3,
+            connection.fields().pairs(),
+            None if kept is None else b"".join(kept)[: self._body_limit_bytes],
+            connection.size <= self._body_limit_bytes and (connection.complete or connection.is_lost),
+            connection.certificate,
+            self._body_limit_bytes,
+        )
+
+    def _judge(self, poll: LeanPoll, judge: Judge, answer: Answer, outcome: ProbeOutcome) -> None:
+        failures = judge.failures_at_once(answer)
+        if failures is not None:
+            self._finish(poll, judged(outcome, failures))
+            return
+        assert poll.grain is not None
+        poll.grain.discard(poll)
+        poll.grain = self._in_judgement
+        self._in_judgement.add(poll)
+        later = self._judge_thread.failures(judge, answer)
+        later.add_done_callback(partial(self._judged, poll, outcome))
+
+    def _judged(self, poll: LeanPoll, outcome: ProbeOutcome, later: asyncio.Future[list[str]]) -> None:
+        if poll.grain is None or later.cancelled():
+            return
+        if (error := later.exception()) is None:
+            self._finish(poll, judged(outcome, later.result()))
+        else:
+            logger.error(UNFORESEEN, poll.spec.id, poll.spec.url, exc_info=error)
+            self._fail(poll, _blunder(error))
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 
@@ -355,5 +399,5 @@ def _note_progress(poll: LeanPoll) -> None:
     )
 
 
-def _blunder(error: Exception) -> ProbeError:
+def _blunder(error: BaseException) -> ProbeError:
     return ProbeError("local", f"error in the prober itself: {type(error).__name__}: {error}")

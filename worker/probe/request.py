@@ -5,7 +5,8 @@ Rules:
 - The request target is the project's URL as written, byte for byte, from the path to before the fragment; only
   characters outside ASCII are percent-encoded, since they can't be sent.
 - One Host: the project's own header if it has one, else the URL's.  The project's headers follow as given, then
-  User-Agent and Accept unless given, then Content-Length.  Nothing else is added: no Accept-Encoding, no Content-Type.
+  User-Agent and Accept unless given, then Content-Length.  Nothing else is added, no Content-Type, and no
+  Accept-Encoding but ``identity`` when the body is looked at.
 - A redirect to another origin (scheme, host, port) takes along only headers that can't carry a secret.
 
 It resolves no names and opens nothing.  What can't be made into a request is ``ValueError`` in words for people.
@@ -22,6 +23,7 @@ from yarl import URL
 
 from cluster import __version__
 from cluster.project import ProjectSpec
+from worker.probe.judging import judge_for
 
 USER_AGENT = f"ringpoll/{__version__}"
 REDIRECTS_MAX = 10
@@ -195,6 +197,11 @@ def _without_dots(path: str) -> str:
     return "/" + "/".join(kept)
 
 
+def looks_at_body(spec: ProjectSpec) -> bool:
+    """Whether a body has to be kept, and is wanted as it is."""
+    return spec.assertions is not None and judge_for(spec.assertions).needs_body
+
+
 def redirected_method(status: int, method: str) -> str:
     if (status == 303 and method != "HEAD") or (status in {301, 302} and method == "POST"):
         return "GET"
@@ -223,7 +230,7 @@ def first_request(spec: ProjectSpec) -> HttpRequest:
     if declared and declared != [str(len(body))]:
         raise ValueError(f"header Content-Length says {', '.join(declared)}, and the body has {len(body)} bytes")
     target = parse_target(spec.url)
-    return _request(method, target, spec.headers, body, target.userinfo)
+    return _request(method, target, spec.headers, body, target.userinfo, looks_at_body=looks_at_body(spec))
 
 
 def redirected_request(
@@ -241,7 +248,7 @@ def redirected_request(
     )
     body = b"" if dropped else (spec.body or "").encode("utf-8", "surrogateescape")
     userinfo = target.userinfo or (own.userinfo if at_home else None)
-    return _request(method, target, headers, body, userinfo, content_dropped=dropped)
+    return _request(method, target, headers, body, userinfo, content_dropped=dropped, looks_at_body=looks_at_body(spec))
 
 
 def _request(
@@ -252,6 +259,7 @@ def _request(
     userinfo: str | None,
     *,
     content_dropped: bool = False,
+    looks_at_body: bool = False,
 ) -> HttpRequest:
     given = {name.lower() for name, _ in headers}
     lines = [f"{method} {target.request_target} HTTP/1.1"]
@@ -269,6 +277,8 @@ def _request(
         lines.append(f"User-Agent: {USER_AGENT}")
     if "accept" not in given:
         lines.append("Accept: */*")
+    if looks_at_body and "accept-encoding" not in given:
+        lines.append("Accept-Encoding: identity")
     if (body or method in _METHODS_WITH_BODY) and "content-length" not in given:
         lines.append(f"Content-Length: {len(body)}")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
