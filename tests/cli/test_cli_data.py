@@ -168,9 +168,11 @@ def test_enable_and_disable_are_all_or_nothing(db):
 
 def test_export_and_import_bring_back_the_same_table(db, tmp_path):
     fill(db.url)
+    sql(db.url, """UPDATE projects SET assertions = '[{"type": "certificate_days", "days": 5}]' WHERE id = 2""")
     assert db("projects", "export", tmp_path / "all.jsonl").err == "exported 3 projects\n"
     before = db("projects", "export").out
     assert before == (tmp_path / "all.jsonl").read_text()
+    assert '"assertions":[{"days":5,"type":"certificate_days"}]' in before
     sql(db.url, "DELETE FROM projects WHERE id = 2", "UPDATE projects SET enabled = false, name = 'other'")
     assert db("projects", "import", tmp_path / "all.jsonl", "--dry-run").out == "would add 1, update 2\n"
     assert '"other"' in db("projects", "export").out

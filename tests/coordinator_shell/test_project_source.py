@@ -9,6 +9,7 @@ import time
 import asyncpg
 import pytest
 
+from cluster.assertions import encode_assertions, validate_assertions
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.project import FIELD_NAMES, JSON_FIELDS, ProjectFields, decode_spec
 from coordinator import projects as projects_module
@@ -306,6 +307,23 @@ async def test_a_row_that_cannot_be_polled_is_shown_and_logged_once(sql, running
     await until(lambda: not it.source.invalid)
 
 
+async def test_a_row_with_a_wrong_list_of_assertions_stops_no_other(sql, running, caplog):
+    good, bad, other = await add(sql, 3)
+    await sql.execute("""UPDATE projects SET assertions = '[{"type": "status", "set": "2xx"}]' WHERE id = $1""", good)
+    await sql.execute(
+        """UPDATE projects SET assertions = '[{"type": "body_matches", "pattern": "("}]' WHERE id = $1""", bad
+    )
+    it = await running().start().loaded()
+    assert set(it.sink.blobs) == {good, other}
+    assert it.sink.spec(good).assertions == b'[{"type":"status","set":"2xx"}]'
+    assert it.sink.spec(other).assertions is None
+    assert it.source.invalid[bad].startswith("assertions: number 1 (body_matches): pattern: '(' is not a regular")
+    assert caplog.text.count(f"project {bad} can't be polled: assertions: number 1") == 1
+    await sql.execute("""UPDATE projects SET assertions = '[]' WHERE id = $1""", bad)
+    await until(lambda: it.sink.has_project(bad))
+    assert it.source.invalid == {}
+
+
 # ---- reloads ----------------------------------------------------------------------------------------------------
 
 
@@ -503,10 +521,14 @@ async def test_nothing_to_remember_when_the_database_is_away(running):
 
 async def test_an_added_project_is_known_before_the_reply(sql, running):
     it = await running().start().loaded()
-    fields = ProjectFields(url="http://a/", name="n", headers={"A": "b", "C": "ü"}, interval=2, unit="hours")
+    asserted = [{"type": "json_path", "path": "$.a", "op": "==", "value": {"b": [1.5, None, "ü"]}}]
+    fields = ProjectFields(
+        url="http://a/", name="n", headers={"A": "b", "C": "ü"}, interval=2, unit="hours", assertions=asserted
+    )
     project_id = await it.requests.insert(fields)
     spec = it.sink.spec(project_id)
     assert (spec.headers, spec.interval_ms) == ((("A", "b"), ("C", "ü")), 7_200_000)
+    assert spec.assertions == encode_assertions(validate_assertions(asserted))
     assert project_id in it.sink.immediate
     before = dict(it.sink.blobs)
     other = await it.requests.insert(ProjectFields(url="http://b/", enabled=False))

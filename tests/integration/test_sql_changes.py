@@ -61,3 +61,30 @@ def test_insert_update_and_delete_take_effect_within_a_second(make_cluster, sql,
     assert sum(rows.values()) == target.count("first0") + target.count("second")
     assert rows["failure"] >= 2, "404 while 200 was expected"
     assert rows["success"] > target.count("first0"), "404 once it was expected"
+
+
+def test_assertions_made_in_sql_are_checked_and_judged(make_cluster, sql, target):
+    cluster = make_cluster(workers=2)
+    projects = sql.insert_projects(target, 2)
+    held, failed = projects.values()
+    update = "UPDATE projects SET assertions = $2 WHERE id = $1"
+    sql.execute(update, held, '[{"type": "status", "set": "2xx"}, {"type": "response_time_below", "ms": 30000}]')
+    sql.execute(update, failed, '[{"type": "body_contains", "text": "no such text"}, {"type": "status", "set": "2xx"}]')
+
+    def codes(project):
+        query = "SELECT error_code, count(*) FROM poll_results WHERE project_id = $1 GROUP BY 1"
+        return dict(sql.fetch(query, project))
+
+    wait_until(lambda: codes(failed).get("assertion_failed", 0) >= 2 and codes(held).get(None, 0) >= 2, "judged polls")
+    (message,) = sql.fetch(
+        "SELECT error_message FROM poll_results WHERE project_id = $1 AND error_code IS NOT NULL LIMIT 1", failed
+    )
+    assert message["error_message"].startswith("assertion failed: body contains no such text: not found in ")
+    assert codes(held).keys() == {None}
+
+    sql.execute(update, failed, '[{"type": "body_contains"}]')
+    wait_until(lambda: cluster.status()["invalid_projects"] == 1, "the row to be refused")
+    assert "assertions: number 1 (body_contains)" in cluster.status()["invalid_project_reasons"][str(failed)]
+    wait_until(lambda: cluster.status()["active_projects"] == 1, "the project to be gone")
+    cluster.stop_cleanly()
+    check_books(cluster, sql, target, projects)
