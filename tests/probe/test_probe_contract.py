@@ -41,7 +41,7 @@ async def test_the_expected_set_decides(serve, poll, status, expected, success):
     else:
         assert outcome.status == "failure"
         assert outcome.error_code == "status_mismatch"
-        assert outcome.error_message == f"expected {expected}, got {status}"
+        assert outcome.error_message == f"127.0.0.1:{server.port} answered {status}, expected {expected}"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "x-Odd~1"])

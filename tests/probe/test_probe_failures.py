@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import errno
 import resource
 import socket
@@ -330,6 +331,25 @@ async def test_a_certificate_of_an_unknown_authority(serve, poll):
     assert outcome.remote_address == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("until_days", "code", "words"),
+    [(-1, "tls_expired", "it, or one it rests on, has expired"), (None, "tls_verify", "it is for other names")],
+)
+async def test_a_certificate_that_is_not_accepted_is_described(serve, poll, authority, until_days, code, words):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    now = datetime.datetime.now(datetime.UTC)
+    if until_days is None:
+        issued = authority.issue_cert("other.test")
+    else:
+        until = now + datetime.timedelta(days=until_days)
+        issued = authority.issue_cert("good.test", not_before=now - datetime.timedelta(days=9), not_after=until)
+    issued.configure_cert(context)
+    server = await serve(answer(), context)
+    outcome = await poll(server.url("/", "good.test"))
+    assert (outcome.status, outcome.error_code) == ("failure", code)
+    assert outcome.error_message == f"certificate of good.test:{server.port} not accepted: {words}"
+
+
 async def test_tls_to_a_plain_port(serve, poll):
     server = await serve(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -465,6 +485,7 @@ async def test_an_error_in_the_prober_is_contained_and_logged(serve, make_prober
     outcome = await probe(make_prober(lookup=broken), spec("http://good.test/"))
     check(outcome)
     assert (outcome.status, outcome.error_code) == ("unknown", "local")
+    assert outcome.error_message == "polling good.test:80: error in the prober itself, its worker's log has it"
     assert "a bug" in caplog.text
 
 
@@ -501,6 +522,18 @@ def test_several_addresses_that_fail_differently():
 )
 def test_errors_of_an_exchange(number, code):
     assert from_lost(OSError(number, "x"), "h:80", "before it had answered").code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "looking up h: no such name (EAI_NONAME)"),
+        (socket.gaierror(-99, "whatever"), "looking up h: no answer (-99)"),
+        (OSError(errno.EMFILE, "x"), "looking up h failed on this machine: too many open files (EMFILE)"),
+    ],
+)
+def test_a_failed_lookup_is_told_in_our_words(error, words):
+    assert from_lookup(error, "h").message == words
 
 
 def test_errors_of_lookup_and_handshake():

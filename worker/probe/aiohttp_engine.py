@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cluster.project import ProjectSpec
 from worker.probe.connection import Connection
 from worker.probe.connector import Connector
-from worker.probe.errors import ProbeError, from_lost
+from worker.probe.errors import ProbeError, blunder, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
@@ -130,10 +130,10 @@ class AiohttpProber:
             if poll.dropped or not poll.expired:
                 raise
             outcome = poll.failed(poll.out_of_time())
-        except Exception as error:
+        except Exception:
             # A bug of ours that one project brings out must not end every worker that gets the project.
             logger.exception("probing project %d (%s) failed in an unforeseen way", poll.spec.id, poll.spec.url)
-            outcome = poll.failed(ProbeError("local", f"error in the prober itself: {type(error).__name__}: {error}"))
+            outcome = poll.failed(blunder(poll.peer or poll.spec.url))
         finally:
             deadline.cancel()
             if poll.connection is not None:

@@ -1,8 +1,8 @@
 """The error codes of a poll, what each means, and how the exceptions of libraries become one of them.
 
 A code is for programs, a message for people: it names the host, what was being done, and the fact, in one printable
-line of at most ``MESSAGE_MAX`` characters, and is never just an exception's own text.  Which error number is which
-code is a table; nothing here matches on texts.
+line of at most ``MESSAGE_MAX`` characters, and never an exception's own text.  Which error number is which code, and
+which words, is a table; nothing here matches on texts.  ``ERROR_CODES`` is the whole list: README has a row for each.
 """
 
 import errno
@@ -17,6 +17,7 @@ ErrorCode = Literal[
     "connect_unreachable",
     "connect_timeout",
     "tls_verify",
+    "tls_expired",
     "tls_other",
     "read_timeout",
     "total_timeout",
@@ -39,6 +40,7 @@ MEANINGS: dict[ErrorCode, str] = {
     "connect_unreachable": "there is no way to the host",
     "connect_timeout": "the time-out passed while connecting, TLS handshake included",
     "tls_verify": "the certificate is not one to trust for this host",
+    "tls_expired": "the certificate, or one it rests on, has expired",
     "tls_other": "the TLS handshake or the encrypted connection failed in another way",
     "read_timeout": "the request was sent and the time-out passed before the answer was complete",
     "total_timeout": "the time-out passed over several redirects, or before the request was sent",
@@ -81,6 +83,33 @@ _BY_ERRNO_EXCHANGING: dict[int | None, ErrorCode] = {
     errno.ENETUNREACH: "connect_unreachable",
 }
 _LOCAL_LOOKUP = frozenset({socket.EAI_MEMORY, socket.EAI_SYSTEM})
+_LOOKUP_WORDS: dict[int | None, str] = {
+    getattr(socket, name): f"{words} ({name})"
+    for name, words in (
+        ("EAI_NONAME", "no such name"),
+        ("EAI_NODATA", "the name has no address"),
+        ("EAI_ADDRFAMILY", "the name has no address of a kind this machine uses"),
+        ("EAI_AGAIN", "no answer for the time being"),
+        ("EAI_FAIL", "the name server failed"),
+        ("EAI_MEMORY", "out of memory"),
+    )
+    if hasattr(socket, name)
+}
+
+# X509_V_ERR_*, which Python has no names for.
+_CERTIFICATE_EXPIRED = 10
+_CERTIFICATE_WORDS = {
+    9: "it, or one it rests on, is not valid yet",
+    _CERTIFICATE_EXPIRED: "it, or one it rests on, has expired",
+    18: "it is self-signed",
+    19: "it rests on a self-signed one that is not trusted here",
+    20: "its issuer is not known here",
+    21: "its issuer is not known here, and it came alone",
+    26: "it is not for servers",
+    62: "it is for other names",
+    64: "it is for other addresses",
+    66: "its key is too weak",
+}
 
 
 class ProbeError(Exception):
@@ -110,8 +139,9 @@ def reason(error: OSError) -> str:
 def from_lookup(error: OSError, host: str) -> ProbeError:
     """A failed ``getaddrinfo``."""
     if isinstance(error, socket.gaierror) and error.errno not in _LOCAL_LOOKUP:
-        return ProbeError("dns", f"looking up {host}: {(error.strerror or 'no answer').lower()}")
-    return ProbeError("local", f"looking up {host} failed on this machine: {error.strerror or 'no reason given'}")
+        return ProbeError("dns", f"looking up {host}: {_LOOKUP_WORDS.get(error.errno, f'no answer ({error.errno})')}")
+    words = _LOOKUP_WORDS.get(error.errno, "a system error") if isinstance(error, socket.gaierror) else reason(error)
+    return ProbeError("local", f"looking up {host} failed on this machine: {words}")
 
 
 def from_connect(error: OSError, peer: str) -> ProbeError:
@@ -125,7 +155,10 @@ def from_connect(error: OSError, peer: str) -> ProbeError:
 def from_handshake(error: OSError, peer: str) -> ProbeError:
     """A TLS handshake that did not succeed."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ProbeError("tls_verify", f"certificate of {peer} not accepted: {error.verify_message}")
+        number = error.verify_code
+        words = _CERTIFICATE_WORDS.get(number, f"verify error {number} of OpenSSL")
+        code: ErrorCode = "tls_expired" if number == _CERTIFICATE_EXPIRED else "tls_verify"
+        return ProbeError(code, f"certificate of {peer} not accepted: {words}")
     if isinstance(error, ssl.SSLError):
         return ProbeError("tls_other", f"TLS handshake with {peer}: {_ssl_reason(error)}")
     if error.errno is None:
@@ -148,3 +181,8 @@ def from_lost(error: BaseException | None, peer: str, doing: str) -> ProbeError:
 
 def _ssl_reason(error: ssl.SSLError) -> str:
     return (error.reason or "failed without a reason").replace("_", " ").lower()
+
+
+def blunder(peer: str) -> ProbeError:
+    """A bug of ours, which the log has."""
+    return ProbeError("local", f"polling {peer}: error in the prober itself, its worker's log has it")

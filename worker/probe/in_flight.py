@@ -62,7 +62,7 @@ class PollInFlight:
             self.status_code,
             (ended_at - self.started_at) * 1e3,
             None if matches else "status_mismatch",
-            None if matches else f"expected {self.spec.expected_status}, got {self.status_code}",
+            None if matches else f"{self.peer} answered {self.status_code}, expected {self.spec.expected_status}",
             *self._measures(),
         )
 

@@ -22,7 +22,7 @@ from functools import partial
 from cluster.project import ProjectSpec
 from worker.probe.connector import Connector
 from worker.probe.deadlines import Deadlines
-from worker.probe.errors import ProbeError, from_lost
+from worker.probe.errors import ProbeError, blunder, from_lost
 from worker.probe.in_flight import as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
@@ -94,9 +94,9 @@ class LeanProber:
             self._ask(poll, plan.first, poll.started_at)
         except ProbeError as error:
             self._loop.call_soon(self._fail, poll, error)
-        except Exception as error:
+        except Exception:
             logger.exception(UNFORESEEN, spec.id, spec.url)
-            self._loop.call_soon(self._fail, poll, _blunder(error))
+            self._loop.call_soon(self._fail, poll, blunder(poll.peer or poll.spec.url))
 
     def cancel_redirects(self, project_ids: Collection[int]) -> None:
         for poll in self._deadlines:
@@ -164,10 +164,10 @@ class LeanProber:
         except ProbeError as error:
             poll.opening = None
             self._fail(poll, error)
-        except Exception as error:
+        except Exception:
             logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
             poll.opening = None
-            self._fail(poll, _blunder(error))
+            self._fail(poll, blunder(poll.peer or poll.spec.url))
         else:
             if connection.is_lost:
                 self.lost(connection, poll)
@@ -185,9 +185,9 @@ class LeanProber:
                 self._complete(connection, poll, connection.received_at)
         except ProbeError as error:
             self._fail(poll, error)
-        except Exception as error:
+        except Exception:
             logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
-            self._fail(poll, _blunder(error))
+            self._fail(poll, blunder(poll.peer or poll.spec.url))
 
     def _look(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Whether the poll ends with this packet."""
@@ -220,9 +220,9 @@ class LeanProber:
                 self._complete(connection, poll, time.monotonic())
         except ProbeError as error:
             self._fail(poll, error)
-        except Exception as error:
+        except Exception:
             logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
-            self._fail(poll, _blunder(error))
+            self._fail(poll, blunder(poll.peer or poll.spec.url))
 
     def _follow(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Go where the answer leads; False: it is no redirect to follow."""
@@ -272,7 +272,7 @@ class LeanProber:
             status,
             (ended_at - poll.started_at) * 1e3,
             None if matches else "status_mismatch",
-            None if matches else f"expected {poll.spec.expected_status}, got {status}",
+            None if matches else f"{poll.peer} answered {status}, expected {poll.spec.expected_status}",
             dns_ms,
             connect_ms,
             tls_ms,
@@ -320,7 +320,7 @@ class LeanProber:
             self._finish(poll, judged(outcome, later.result()))
         else:
             logger.error(UNFORESEEN, poll.spec.id, poll.spec.url, exc_info=error)
-            self._fail(poll, _blunder(error))
+            self._fail(poll, blunder(error))
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 
@@ -397,7 +397,3 @@ def _note_progress(poll: LeanPoll) -> None:
     poll.first_byte_s = first_byte_at - (
         sent_at if sent_at is not None and sent_at <= first_byte_at else connection.began_at
     )
-
-
-def _blunder(error: BaseException) -> ProbeError:
-    return ProbeError("local", f"error in the prober itself: {type(error).__name__}: {error}")
