@@ -202,6 +202,7 @@ async def test_an_encoded_body_counts_as_received(serve, poll):
         ("GET", answer(200, b"ok") + b"junk", (200, 2)),
         ("GET", answer(200, b"ok", "Connection: close") + b"junk", (200, 2)),
         ("GET", answer(200, b"") + b"junk", (200, 0)),
+        ("GET", b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\njunk", (200, 2)),
     ],
 )
 async def test_more_than_was_announced_is_left_over(serve, poll, method, sent, found):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import errno
 import resource
 import socket
@@ -15,9 +15,12 @@ import pytest
 import trustme
 from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
 
-from worker.probe.errors import from_connect, from_handshake, from_lookup, from_lost
+from worker.probe.errors import from_connect, from_handshake, from_lookup, from_lost, most_telling
 from worker.probe.interface import probe
 from worker.probe.resolver import system_lookup
+
+
+LARGE = (b"X: " + b"v" * 1_000 + b"\r\n") * 300  # more than a head may have, no line of it too long
 
 
 async def test_an_unknown_name(poll):
@@ -243,13 +246,20 @@ async def test_what_is_not_http(serve, poll, sent):
         (b"SSH-2.0-OpenSSH_9.2\r\n", "bad status line"),
         (b"HTTP/1.1 2x0 OK\r\n\r\n", "bad status line"),
         (b"HTTP/7.1 200 OK\r\n\r\n", "bad status line"),
+        (b"HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n", "bad status line"),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "bad status line"),
+        (b"HTTP/1.1 099 X\r\nContent-Length: 0\r\n\r\n", "bad status line"),
+        (
+            b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"v" * 1_000 + b"\r\n") * 300 + b"\r\n",
+            "a head of more than 262144 bytes",
+        ),
         (b"HTTP/1.1 200 OK\r\nContent-Length: nine\r\n\r\n", "invalid character in content-length"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000 + b"\r\n\r\n", "a line of more than 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000, "a line of more than 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: v\r\n" * 1_001 + b"\r\n", "too many headers received"),
         (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n", r"invalid http header: b'a\x00b'"),
     ],
-    ids=range(8),
+    ids=range(12),
 )
 async def test_what_is_not_http_is_said_in_the_same_words(serve, poll, sent, fault):
     async def script(peer: Peer) -> None:
@@ -275,6 +285,13 @@ async def test_a_body_that_breaks_later(serve, poll):
     server = await serve(script)
     outcome = await poll(server.url())
     assert (outcome.error_code, outcome.status_code) == ("protocol", 200)
+
+
+async def test_chunks_that_break_in_the_packet_of_the_head(serve, poll):
+    server = await serve(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n")
+    outcome = await poll(server.url())
+    assert (outcome.error_code, outcome.status_code) == ("protocol", 200)
+    assert outcome.error_message.endswith("sent no valid HTTP answer: invalid character in chunk size")
 
 
 async def test_a_banner_before_the_request(serve, poll):
@@ -337,12 +354,12 @@ async def test_a_certificate_of_an_unknown_authority(serve, poll):
 )
 async def test_a_certificate_that_is_not_accepted_is_described(serve, poll, authority, until_days, code, words):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     if until_days is None:
         issued = authority.issue_cert("other.test")
     else:
-        until = now + datetime.timedelta(days=until_days)
-        issued = authority.issue_cert("good.test", not_before=now - datetime.timedelta(days=9), not_after=until)
+        until = now + dt.timedelta(days=until_days)
+        issued = authority.issue_cert("good.test", not_before=now - dt.timedelta(days=9), not_after=until)
     issued.configure_cert(context)
     server = await serve(answer(), context)
     outcome = await poll(server.url("/", "good.test"))
@@ -512,8 +529,36 @@ def test_connect_errors(number, code):
     assert errno.errorcode[number] in error.message
 
 
-def test_several_addresses_that_fail_differently():
-    assert from_connect(OSError("Multiple exceptions: a, b"), "h:80").code == "connect_unreachable"
+@pytest.mark.parametrize(
+    ("numbers", "code", "words"),
+    [
+        ((errno.ENETUNREACH, errno.ECONNREFUSED), "connect_refused", "connection refused (ECONNREFUSED), network is"),
+        ((errno.EHOSTUNREACH, errno.ENETUNREACH), "connect_unreachable", "no route to host (EHOSTUNREACH), network is"),
+        ((errno.ECONNREFUSED, errno.EMFILE), "local", "too many open files (EMFILE), connection refused"),
+        ((errno.ECONNREFUSED, errno.ECONNREFUSED), "connect_refused", "connection refused (ECONNREFUSED)"),
+    ],
+)
+def test_several_addresses_that_fail_differently(numbers, code, words):
+    failures = [OSError(number, "x") for number in numbers]
+    error = from_connect(most_telling(failures), "h:80", failures)
+    assert error.code == code
+    assert f"h:80: {words}" in error.message
+
+
+async def test_a_host_that_refuses_at_one_address_and_is_out_of_reach_at_the_other(make_prober):
+    port = free_port()
+
+    def lookup(host, port):
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+            for address in ("255.255.255.255", "127.0.0.1")
+        ]
+
+    outcome = await probe(make_prober(lookup=lookup), spec(f"http://dual.test:{port}/"))
+    check(outcome)
+    assert outcome.error_code == "connect_refused"
+    assert "ECONNREFUSED" in outcome.error_message
+    assert "ENETUNREACH" in outcome.error_message
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ session, its header defaults, retries and redirects take no part.
 """
 
 import asyncio
+import contextlib
+import re
 import time
 from typing import Any, cast
 
@@ -21,6 +23,8 @@ HEAD_LINE_MAX_BYTES = 65_536
 HEAD_HEADERS_MAX = 1_000
 HEAD_MAX_BYTES = 262_144  # informational answers included
 READ_BUFFER_BYTES = 65_536
+
+_HTTP = re.compile(rb"[\r\n]*HTTP/[1-9]")  # the parser also takes HTTP/0.9 and other protocols that look like it
 
 Answer = tuple[RawResponseMessage, StreamReader]
 
@@ -78,6 +82,10 @@ class Connection(ResponseHandler, Openable):
             self.transport.abort()
 
     def feed_data(self, data: Answer, size: int = 0) -> None:
+        if not self._head_complete and (fault := self._head_fault(data[0])) is not None:
+            self._head_complete = True
+            self.set_exception(HttpProcessingError(message=fault))
+            return
         if data[0].code >= 200 or data[0].code == 101:
             self._head_complete = True
             self._head = b""
@@ -86,9 +94,10 @@ class Connection(ResponseHandler, Openable):
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         payload = self._payload
         if isinstance(exc, HttpProcessingError):
-            if not self._head_complete and (answer := self._whole_answer()) is not None:
-                self.feed_data(answer)  # read before the exception, which only keeps the connection from being reused
-            self.fault = _fault(exc, exc_cause)
+            if not self._head_complete and (answer := self._answer_that_came()) is not None:
+                self.feed_data(answer)  # read before the exception, which keeps the connection from being reused
+                payload = answer[1]
+            self.fault = self.fault or _fault(exc, exc_cause)
             if payload is not None and not payload.is_eof():
                 # A parse error in a later packet would otherwise never reach the reader of the body.
                 payload.set_exception(ClientPayloadError(self.fault), exc)
@@ -128,11 +137,11 @@ class Connection(ResponseHandler, Openable):
         if not self.writing_paused:
             self.sent_at = time.monotonic()
 
-    def _whole_answer(self) -> Answer | None:
-        """A complete answer that bytes follow which belong to none.
+    def _answer_that_came(self) -> Answer | None:
+        """The answer, when its head is sound, and as much of its body as is.
 
-        Some servers send a body with a HEAD, a 204 or a 304, or more of it than they announced; when that comes in one
-        packet the parser refuses all of it.
+        Some servers send a body with a HEAD, a 204 or a 304, or more of it than they announced, or break off its
+        chunks; when that comes in one packet the parser refuses all of it.
         """
         end = self._head.find(b"\r\n\r\n") + 4
         if end < 4 or len(self._head) > end + READ_BUFFER_BYTES:
@@ -155,14 +164,24 @@ class Connection(ResponseHandler, Openable):
             message, payload = messages[0]
             if self._without_body or message.code in {204, 304}:
                 return message, EMPTY_PAYLOAD
-            if payload.is_eof():
-                return message, payload
-            if message.chunked or "Content-Length" not in message.headers:
-                return None
-            parser.feed_data(self._head[end : end + int(message.headers["Content-Length"])])
         except HttpProcessingError:
             return None
-        return (message, payload) if payload.is_eof() else None
+        body = self._head[end:]
+        if not message.chunked and (length := message.headers.get("Content-Length")):
+            body = body[: int(length)]
+        if not payload.is_eof():
+            with contextlib.suppress(HttpProcessingError):  # it is known already that something is wrong with it
+                parser.feed_data(body)
+        return message, payload
+
+    def _head_fault(self, message: RawResponseMessage) -> str | None:
+        """Why a head is none in spite of the parser, or too large though it came at once."""
+        if message.code < 100 or not _HTTP.match(self._head):
+            return "bad status line"
+        if len(self._head) <= HEAD_MAX_BYTES:
+            return None
+        size = sum(len(name) + len(value) for name, value in message.raw_headers)
+        return f"a head of more than {HEAD_MAX_BYTES} bytes" if size > HEAD_MAX_BYTES else None
 
     @property
     def keep(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar, cast
 
 import aiohappyeyeballs
 
-from worker.probe.errors import ProbeError, from_connect, from_handshake
+from worker.probe.errors import ProbeError, from_connect, from_handshake, most_telling
 from worker.probe.in_flight import PollInFlight
 from worker.probe.lookup_threads import AddressInfo, Lookup
 from worker.probe.pool import MakeRoom
@@ -86,12 +86,17 @@ class Connector(Generic[C]):
             if origin.scheme == "http":
                 return await self._connect_plain(poll, factory, host, port, begun_at)
             return await self._connect_tls(poll, factory, host, port, begun_at, origin)
+        attempts = ConnectAttempts(self._loop)
         try:
             connected = await aiohappyeyeballs.start_connection(
-                addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, loop=self._loop
+                addresses,
+                happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S,
+                loop=cast("asyncio.AbstractEventLoop", attempts),
+                socket_factory=attempts.make_socket,
             )
         except OSError as error:
-            raise from_connect(error, poll.peer) from error
+            telling = most_telling(attempts.failures) or error
+            raise from_connect(telling, poll.peer, attempts.failures) from telling
         connected_at = time.monotonic()
         poll.connect_s = (poll.connect_s or 0.0) + connected_at - begun_at
         if origin.scheme == "http":
@@ -155,6 +160,28 @@ class Connector(Generic[C]):
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
+
+
+class ConnectAttempts:
+    """What ``aiohappyeyeballs`` needs of a loop, with a record of every failure: when they differ it tells of none."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.failures: list[OSError] = []
+
+    def make_socket(self, info: AddressInfo) -> socket.socket:
+        try:
+            return socket.socket(info[0], info[1], info[2])
+        except OSError as error:
+            self.failures.append(error)
+            raise
+
+    async def sock_connect(self, made: socket.socket, address: tuple[str, int] | tuple[str, int, int, int]) -> None:
+        try:
+            await self._loop.sock_connect(made, address)
+        except OSError as error:
+            self.failures.append(error)
+            raise
 
 
 class HandshakeContext:

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 ErrorCode = Literal[
@@ -75,6 +76,7 @@ _BY_ERRNO_CONNECTING: dict[int | None, ErrorCode] = {
     errno.ECONNREFUSED: "connect_refused",
     errno.ETIMEDOUT: "connect_timeout",
 }
+_MOST_TELLING: tuple[ErrorCode, ...] = ("local", "connect_refused", "reset", "connect_timeout", "connect_unreachable")
 _BY_ERRNO_EXCHANGING: dict[int | None, ErrorCode] = {
     errno.ENOBUFS: "local",
     errno.ENOMEM: "local",
@@ -132,7 +134,7 @@ def printable(text: str) -> str:
 def reason(error: OSError) -> str:
     """The system's words for an error number, or that there were several."""
     if error.errno is None:
-        return "several addresses, each failing in its own way"
+        return "for a reason the system gave no number"
     return f"{os.strerror(error.errno).lower()} ({errno.errorcode.get(error.errno, error.errno)})"
 
 
@@ -144,12 +146,22 @@ def from_lookup(error: OSError, host: str) -> ProbeError:
     return ProbeError("local", f"looking up {host} failed on this machine: {words}")
 
 
-def from_connect(error: OSError, peer: str) -> ProbeError:
-    """A failed TCP connect."""
+def from_connect(error: OSError, peer: str, failures: Sequence[OSError] = ()) -> ProbeError:
+    """A failed TCP connect; ``failures``: of all the addresses that were tried, ``error`` among them."""
     code = _BY_ERRNO_CONNECTING.get(error.errno, "connect_unreachable")
+    words = ", ".join(dict.fromkeys(reason(each) for each in (error, *failures)))
     if code == "local":
-        return ProbeError(code, f"this machine can't connect to {peer}: {reason(error)}")
-    return ProbeError(code, f"connecting to {peer}: {reason(error)}")
+        return ProbeError(code, f"this machine can't connect to {peer}: {words}")
+    return ProbeError(code, f"connecting to {peer}: {words}")
+
+
+def most_telling(failures: Sequence[OSError]) -> OSError | None:
+    """Of several addresses that failed: what this machine lacks comes first, then what the host itself said."""
+    return min(
+        failures,
+        key=lambda error: _MOST_TELLING.index(_BY_ERRNO_CONNECTING.get(error.errno, "connect_unreachable")),
+        default=None,
+    )
 
 
 def from_handshake(error: OSError, peer: str) -> ProbeError:

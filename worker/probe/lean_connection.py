@@ -30,6 +30,8 @@ HEAD_MAX_BYTES = 262_144  # informational answers included
 HEAD_ABOVE_SUSPICION_BYTES = 4 * HEAD_HEADERS_MAX  # the shortest header has four: fewer bytes break no limit
 UNASKED_MAX_BYTES = 65_536
 
+_ORDINARY_VERSION = b"HTTP/1."
+_HTTP = re.compile(rb"[\r\n]*HTTP/[1-9]")  # the parser also takes HTTP/0.9 and other protocols that look like it
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
@@ -221,6 +223,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         head = self.head
         return (
             self.complete
+            and head[:7] == _ORDINARY_VERSION
             and not self.informational
             and self.fault is None
             and len(head) <= HEAD_ABOVE_SUSPICION_BYTES
@@ -303,6 +306,8 @@ class LeanConnection(asyncio.Protocol, Openable):
             self.headed = True
             self.keep = self._parser.should_keep_alive()
             self.complete = self._without_body
+        elif status < 100:
+            self.fault = "bad status line"  # nothing that another answer follows
 
     def on_body(self, body: bytes) -> None:
         if self.complete:
@@ -364,8 +369,10 @@ class LeanConnection(asyncio.Protocol, Openable):
         return "close" not in words and (self._parser.get_http_version() == "1.1" or "keep-alive" in words)
 
     def head_fault(self) -> str | None:
-        """Which limit of a head is broken, in what came so far."""
+        """Why a head is none in spite of the parser, or which limit is broken, in what came so far."""
         head = self.head
+        if self.headed and not _HTTP.match(head):
+            return "bad status line"
         if len(head) <= HEAD_ABOVE_SUSPICION_BYTES and 0 not in head:
             return None
         if not self.headed:
@@ -376,6 +383,8 @@ class LeanConnection(asyncio.Protocol, Openable):
         fields = self.fields()
         if any(len(name) + len(value) > HEAD_LINE_MAX_BYTES for name, value in fields.raw):
             return f"a line of more than {HEAD_LINE_MAX_BYTES} bytes"
+        if len(head) > HEAD_MAX_BYTES and sum(len(name) + len(value) for name, value in fields.raw) > HEAD_MAX_BYTES:
+            return f"a head of more than {HEAD_MAX_BYTES} bytes"
         if len(fields.raw) > HEAD_HEADERS_MAX:
             return "too many headers received"
         for _, value in fields.raw:
