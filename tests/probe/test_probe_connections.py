@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
 
 from worker.probe.interface import probe
-from worker.probe.pool import IdlePool
+from worker.probe.pool import IdlePool, KeptConnections
 from worker.probe.request import Origin
 
 # ---- keep-alive ---------------------------------------------------------------------------------------------------
@@ -503,3 +504,27 @@ def test_the_dead_are_not_handed_out():
     dead.keep = False
     assert pool.take(good.origin, 1.0) is good
     assert dead.discarded
+
+
+async def test_a_connection_that_is_reset_while_it_is_closed_is_no_news():
+    loop = asyncio.get_running_loop()
+    reported = []
+    loop.set_exception_handler(lambda _loop, details: reported.append(details))
+
+    class Reset:
+        origin = Origin("http", "h", 80)
+        opened_at = 0.0
+        keep = True
+
+        def __init__(self) -> None:
+            self.closed = loop.create_future()
+
+        def discard(self) -> None:
+            self.closed.set_exception(ConnectionResetError("by peer"))
+
+    kept = KeptConnections()
+    kept.give(Reset(), 1.0)
+    assert await kept.make_room()
+    await kept.close()
+    gc.collect()
+    assert reported == []

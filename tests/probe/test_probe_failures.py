@@ -19,7 +19,6 @@ from worker.probe.errors import from_connect, from_handshake, from_lookup, from_
 from worker.probe.interface import probe
 from worker.probe.resolver import system_lookup
 
-
 LARGE = (b"X: " + b"v" * 1_000 + b"\r\n") * 300  # more than a head may have, no line of it too long
 
 

@@ -148,5 +148,7 @@ class KeptConnections(Generic[C]):
             if closed is not None:
                 closing.append(closed)
         if closing:
-            await asyncio.wait(closing, timeout=CLOSE_WAIT_S)
+            done, _ = await asyncio.wait(closing, timeout=CLOSE_WAIT_S)
+            for closed in done:
+                closed.exception()  # how it came to its end no longer matters, and is not to be logged as overlooked
         return bool(pooled)
