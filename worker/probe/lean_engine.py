@@ -320,7 +320,7 @@ class LeanProber:
             self._finish(poll, judged(outcome, later.result()))
         else:
             logger.error(UNFORESEEN, poll.spec.id, poll.spec.url, exc_info=error)
-            self._fail(poll, blunder(error))
+            self._fail(poll, blunder(poll.peer))
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 
