@@ -10,6 +10,7 @@ file and the given environment, and nothing is created.
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import socket
@@ -29,12 +30,13 @@ CONFIG_BYTES_MAX = 1 << 20
 CONFIG_VARIABLE = "CLUSTER_CONFIG"
 PREFIX = "CLUSTER_"
 
-OptionKind = Literal["integer", "duration", "size", "choice", "path", "database_url", "address", "endpoint"]
+OptionKind = Literal["integer", "duration", "size", "choice", "path", "database_url", "address", "endpoint", "switch"]
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _DURATION_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)?")
 _SIZE_BYTES = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SWITCHES = {"true": True, "false": False}
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
@@ -82,6 +84,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
                 return "HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8700 or [::1]:8700"
             case "endpoint":
                 return "ipc:///absolute/path; over TCP these sockets would be open to anyone"
+            case "switch":
+                return "true or false"
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -112,6 +116,12 @@ OPTIONS: tuple[Option, ...] = (
         help="HTTP requests in flight to one host and port, 0 for no limit.",
     ),
     Option(name="http", field="http", kind="address", help="Address of the status pages."),
+    Option(
+        name="allow_private",
+        field="allow_private",
+        kind="switch",
+        help="Poll loopback, private and other addresses that are not public; default: if --http is on loopback.",
+    ),
     Option(
         name="retention_days",
         field="retention_days",
@@ -277,7 +287,7 @@ def to_environ(settings: Settings) -> dict[str, str]:
     for option in OPTIONS:
         value = getattr(settings, option.field)
         if value is not None and value != "":
-            variables[option.variable] = str(value)
+            variables[option.variable] = str(value).lower() if isinstance(value, bool) else str(value)
     for field, variable in _ROLE_VARIABLES.items():
         value = getattr(settings, field)
         if value:
@@ -315,6 +325,18 @@ def split_address(address: str) -> tuple[str, int]:
     """Host (without brackets) and port of a checked ``http`` setting."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def allows_private(settings: Settings) -> bool:
+    """Whether addresses may be polled that are not public: as configured, else unless others can reach us over HTTP."""
+    if settings.allow_private is not None:
+        return settings.allow_private
+    host, _ = split_address(settings.http)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def parse_duration_s(text: str) -> int | None:
@@ -366,6 +388,8 @@ def _unless_secret(option: Option, raw: object) -> str:
 
 def _value(option: Option, raw: object) -> object:
     """The parsed value, or None when it isn't allowed."""
+    if option.kind == "switch":
+        return raw if isinstance(raw, bool) else _SWITCHES.get(str(raw).strip())
     if isinstance(raw, bool) or not isinstance(raw, str | int | Path):
         return None
     text = str(raw).strip()

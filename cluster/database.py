@@ -11,9 +11,10 @@ It keeps no connection and retries nothing: who needs a connection for long owns
 
 import enum
 import importlib.resources
+import os
 import re
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 import msgspec
@@ -21,6 +22,8 @@ import msgspec
 from cluster.errors import ClusterError, InvalidInputError
 
 CONNECT_TIMEOUT_S = 10.0
+USUAL_PORT = 5432
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
 MIGRATION_LOCK = 0x72_69_6E_67  # "ring": the key of the advisory lock under which migrations run
 MIGRATION_LOCK_WAIT_S = 60
 ERROR_TEXT_MAX = 500
@@ -138,6 +141,28 @@ def place(url: str) -> str:
     port = parts.port or query.get("port", ["5432"])[0]
     name = parts.path.removeprefix("/") or query.get("database", query.get("dbname", [parts.username or ""]))[0]
     return f'"{name}" at {host}:{port}'
+
+
+def endpoints_of(url: str) -> list[tuple[str, int]]:
+    """Each host and port to which a database URL may lead; the host is "" for this machine's own socket or default.
+
+    As asyncpg reads it: there may be several hosts, with commas between them; of several ports that are said apart from
+    them any may be meant; the query counts only where no host is before the path, PGHOST and PGPORT where nothing else.
+    """
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    named = parts.netloc.rpartition("@")[2]
+    hosts = named or query.get("host", [""])[0] or os.environ.get("PGHOST", "")
+    ports = ("" if named else query.get("port", [""])[0]) or os.environ.get("PGPORT", "") or str(USUAL_PORT)
+    found: dict[tuple[str, int], None] = {}
+    for spec in hosts.split(","):
+        match = _HOST_AND_PORT.fullmatch(spec)
+        host = unquote(match[1].strip("[]")) if match is not None else ""
+        said = [match[2]] if match is not None and match[2] else ports.split(",")
+        for port in said:
+            if port.isdecimal():
+                found["" if host.startswith("/") else host, int(port)] = None
+    return list(found)
 
 
 def _first_line(error: BaseException) -> str:

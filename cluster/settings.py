@@ -17,6 +17,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent_http: int = 500
     max_per_host: int = 100  # over the whole cluster; 0 = none
     http: str = "127.0.0.1:8700"  # host:port of the coordinator's HTTP server
+    allow_private: bool | None = None  # polls of private addresses; None: see config.allows_private
     retention_days: int = 90
     reload_interval_s: int = 300
     body_limit_bytes: int = 1 << 20

@@ -49,6 +49,7 @@ from worker.events import (
     WriteWal,
 )
 from worker.lateness import Lateness
+from worker.own_endpoints import guard_of
 from worker.probe.choose import ChoosingProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.recorder import WalRecorder
@@ -88,7 +89,9 @@ class WorkerService:
         )
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform, self._take_finished)
         self._prober: Prober = ChoosingProber(
-            body_limit_bytes=settings.body_limit_bytes, secrets=SecretSource(os.environ, settings.secrets_dir)
+            body_limit_bytes=settings.body_limit_bytes,
+            secrets=SecretSource(os.environ, settings.secrets_dir),
+            guard=guard_of(settings),
         )
         self._zmq = zmq.Context()
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)

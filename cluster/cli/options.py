@@ -64,10 +64,12 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
             help="TOML file with options; also CLUSTER_CONFIG.",
         )(wrapped)
         for option in reversed(chosen):
+            is_switch = option.kind == "switch"
             wrapped = click.option(
-                option.flag,
+                f"{option.flag}/--no-{option.flag.removeprefix('--')}" if is_switch else option.flag,
                 f"option_{option.name}",
-                metavar="|".join(option.choices) or _METAVARS[option.kind],
+                default=None,
+                metavar=None if is_switch else "|".join(option.choices) or _METAVARS[option.kind],
                 help=f"{option.help}  [{', '.join(option.variables)}]",
             )(wrapped)
         decorated: Command = wrapped

@@ -33,6 +33,11 @@ def up(settings: Settings, demo: bool) -> int:
     """
     from cluster.supervisor.service import supervise  # noqa: PLC0415 - other commands shouldn't wait for its imports
 
+    if demo and not config.allows_private(settings):
+        raise InvalidInputError(
+            "--demo polls a target on loopback, and private addresses are not polled, as --http listens beyond "
+            "loopback or --no-allow-private is given; add --allow-private"
+        )
     return supervise(settings, demo=demo, announce=click.echo)
 
 

@@ -163,3 +163,31 @@ def test_a_role_that_cannot_run_says_why_on_one_line(data_dir, variable, value, 
     assert ran.returncode == status
     (line,) = ran.stderr.splitlines()
     assert part in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "expected"),
+    [
+        ([], {}, None),
+        (["--allow-private"], {}, "true"),
+        (["--no-allow-private"], {}, "false"),
+        (["--no-allow-private"], {"CLUSTER_ALLOW_PRIVATE": "true"}, "false"),
+        ([], {"CLUSTER_ALLOW_PRIVATE": "false"}, "false"),
+    ],
+)
+def test_allow_private_is_a_switch_that_a_worker_receives(cluster, monkeypatch, flags, environ, expected):
+    received = []
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "execve", lambda _path, _arguments, environ: received.append(environ))
+    ran = cluster("worker", *flags)
+    assert ran.status == 0, ran
+    assert received[0].get("CLUSTER_ALLOW_PRIVATE") == expected
+
+
+@pytest.mark.parametrize("options", [["--http", "0.0.0.0:8700"], ["--no-allow-private"]])
+def test_a_demo_that_may_not_be_polled_is_not_begun(cluster, options):
+    ran = cluster("up", "--demo", *options)
+    assert ran.status == 2
+    assert "add --allow-private" in ran.err
+    assert ran.err.count("\n") == 1

@@ -14,6 +14,7 @@ GOOD = {
     "max_concurrent_http": ("2000", 2000),
     "max_per_host": ("0", 0),
     "http": ("[::1]:8700", "[::1]:8700"),
+    "allow_private": ("false", False),
     "retention_days": ("7", 7),
     "reload_interval": ("2m", 120),
     "body_limit": ("64KiB", 65536),
@@ -37,6 +38,7 @@ BAD = {
     "max_concurrent_http": ["0", "100001", "many"],
     "max_per_host": ["-1", "x"],
     "http": ["8700", "localhost:", "localhost:0", "localhost:65536", "ho st:80", ":80", "localhost:٣"],
+    "allow_private": ["yes", "1", "True", "private"],
     "retention_days": ["0", "forever"],
     "reload_interval": ["0", "5 parsecs", "25h", "-1s"],
     "body_limit": ["0", "2GiB", "1MB"],
@@ -110,6 +112,34 @@ def test_the_wal_is_below_the_data_directory_and_bounded_by_default():
     assert str(settings.wal_dir) == "/data/wal"
     assert (settings.wal_fsync, settings.wal_fsync_interval_ms, settings.wal_full) == ("interval", 200, "stop")
     assert (settings.wal_limit_bytes, settings.wal_free_floor_bytes) == (4 << 30, 256 << 20)
+
+
+@pytest.mark.parametrize(
+    ("http", "loopback"),
+    [
+        ("127.0.0.1:8700", True), ("127.9.9.9:1", True), ("[::1]:8700", True), ("localhost:8700", True),
+        ("LocalHost:8700", True), ("[::ffff:127.0.0.1]:8700", True), ("0.0.0.0:8700", False), ("[::]:8700", False),
+        ("10.0.0.7:8700", False), ("127.1:8700", False), ("host.test:8700", False), ("[::ffff:10.0.0.7]:8700", False),
+    ],
+)  # fmt: skip
+def test_private_addresses_are_polled_by_default_only_while_http_is_on_loopback(http, loopback):
+    assert config.allows_private(config.load({"http": http}, {})) == loopback
+    for said in (True, False):
+        assert config.allows_private(config.load({"http": http, "allow_private": said}, {})) == said
+
+
+def test_a_switch_in_a_file_is_a_boolean(tmp_path):
+    file = tmp_path / "c.toml"
+    for said in (True, False):
+        file.write_text(f"allow_private = {str(said).lower()}\n")
+        settings = config.load({}, {}, file)
+        assert settings.allow_private is said
+        assert config.from_environ(config.to_environ(settings)).allow_private is said
+    for wrong in ("[true]", "1", "0.0", "1979-05-27"):
+        file.write_text(f"allow_private = {wrong}\n")
+        with pytest.raises(InvalidInputError, match=r"allow_private in .* must be true or false"):
+            config.load({}, {}, file)
+    assert "CLUSTER_ALLOW_PRIVATE" not in config.to_environ(config.load({}, {}))  # by default it is worked out anew
 
 
 def test_flags_win_over_the_environment_which_wins_over_the_file(tmp_path):

@@ -241,3 +241,31 @@ def test_describe_is_one_bounded_printable_line():
     assert text.isprintable()
     assert len(text) == database.ERROR_TEXT_MAX
     assert database.describe(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "expected"),
+    [
+        ("postgresql://h/d", {}, [("h", 5432)]),
+        ("postgres://u:p@h:5433/d", {}, [("h", 5433)]),
+        ("postgresql://u@[::1]:5433/d", {}, [("::1", 5433)]),
+        ("postgresql://[fd00::1]/d", {}, [("fd00::1", 5432)]),
+        ("postgresql://h1,h2:5433/d", {}, [("h1", 5432), ("h2", 5433)]),
+        ("postgresql:///d?host=h1,h2&port=1,2", {}, [("h1", 1), ("h1", 2), ("h2", 1), ("h2", 2)]),
+        ("postgresql://h/d?port=1", {}, [("h", 5432)]),
+        ("postgresql://%2Frun%2Fpg:5433/d", {}, [("", 5433)]),
+        ("postgresql:///d?host=/run/pg&port=5433", {}, [("", 5433)]),
+        ("postgresql://u@/d?host=h:5433", {}, [("h", 5433)]),
+        ("postgresql:///d", {}, [("", 5432)]),
+        ("postgresql:///d", {"PGHOST": "h1,/run/pg", "PGPORT": "5433"}, [("h1", 5433), ("", 5433)]),
+        ("postgresql://h/d", {"PGHOST": "other", "PGPORT": "5433"}, [("h", 5433)]),
+        ("postgresql://h:1/d?host=other&port=2", {"PGPORT": "3"}, [("h", 1)]),
+        ("postgresql:///d?port=x", {}, []),  # asyncpg refuses it
+    ],
+)
+def test_where_a_url_leads(url, variables, expected, monkeypatch):
+    for name in ("PGHOST", "PGPORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert database.endpoints_of(url) == expected

@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from tests.integration.harness import (
     one_line_error,
     polled_again,
     run_cli,
+    wait_until,
     widest,
 )
 
@@ -182,3 +184,40 @@ def test_rubbish_on_every_socket_disturbs_nobody(make_cluster, sql, target):
     log = cluster.log_file.read_text()
     assert "Traceback" not in log
     assert len(log.splitlines()) < 400, "a flood of rubbish is not a flood of lines"
+
+
+def test_the_clusters_own_endpoints_are_not_polled(make_cluster, sql, target, database_url):
+    """Nor is what clouds give out credentials at; other ports on loopback are."""
+    cluster = make_cluster(workers=1)
+    urls = [cluster.http, f"[::ffff:127.0.0.1]:{cluster.port}", f"localhost:{cluster.port}", f"0.0.0.0:{cluster.port}"]
+    if (host := urlsplit(database_url).hostname) is not None:
+        urls.append(f"{host}:{urlsplit(database_url).port or 5432}")
+    refused = [
+        sql.value("INSERT INTO projects (url) VALUES ($1) RETURNING id", f"http://{each}/status")
+        for each in [*urls, "169.254.169.254"]
+    ]
+    polled = sql.value("INSERT INTO projects (url) VALUES ($1) RETURNING id", target.url("/ok/beside"))
+    found = wait_until(
+        lambda: (
+            len(rows := sql.fetch("SELECT project_id, status::text, error_code, error_message FROM poll_results"))
+            > len(refused)
+            and rows
+        ),
+        "a result of each",
+    )
+    assert {row["project_id"]: row["error_code"] for row in found} == {
+        **dict.fromkeys(refused, "blocked"),
+        polled: None,
+    }
+    assert {row["status"] for row in found} == {"failure", "success"}
+    assert all("is not polled" in row["error_message"] for row in found if row["error_code"])
+    cluster.stop_cleanly()
+
+
+def test_private_addresses_are_not_polled_unless_that_is_allowed(make_cluster, sql, target):
+    cluster = make_cluster(workers=1, options=["--no-allow-private"])
+    sql.execute("INSERT INTO projects (url) VALUES ($1)", target.url("/ok/inside"))
+    row = wait_until(lambda: sql.fetch("SELECT error_code, error_message FROM poll_results"), "a result")[0]
+    assert row["error_code"] == "blocked"
+    assert "a loopback address (127.0.0.0/8), which is not polled without --allow-private" in row["error_message"]
+    cluster.stop_cleanly()

@@ -52,7 +52,7 @@ async def test_a_redirect_without_location_is_the_answer(serve, poll):
     assert (outcome.status_code, outcome.error_code) == (302, "status_mismatch")
 
 
-@pytest.mark.parametrize("location", ["ftp://h/", "http://", "//h:99999/", "javascript:0"])
+@pytest.mark.parametrize("location", ["http://", "//h:99999/", "http://[::1/", "https://a b:c/"])
 async def test_a_redirect_to_nowhere(serve, poll, location):
     server = await serve(redirect(302, location))
     outcome = await poll(server.url())

@@ -27,6 +27,7 @@ from worker.probe.connection import Connection
 from worker.probe.connector import Connector
 from worker.probe.errors import ProbeError, blunder, from_lost
 from worker.probe.expected import parse_expected
+from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
@@ -35,6 +36,7 @@ from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
+    ForeignSchemeError,
     HttpRequest,
     first_request,
     redirected_request,
@@ -69,12 +71,13 @@ class AiohttpProber:
         tls: ssl.SSLContext | None = None,
         pool: IdlePool[Connection] | None = None,
         make_room: MakeRoom | None = None,
+        guard: Guard = OPEN_GUARD,
     ) -> None:
         self._body_limit_bytes = body_limit_bytes
         self._loop = asyncio.get_running_loop()
         self._kept = KeptConnections(pool)
         self.make_room = self._kept.make_room
-        self._connector = Connector(partial(Connection, self._loop), lookup, tls, make_room or self.make_room)
+        self._connector = Connector(partial(Connection, self._loop), lookup, tls, make_room or self.make_room, guard)
         self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
         self._judge_thread = JudgeThread()
@@ -250,6 +253,8 @@ class AiohttpProber:
             raise ProbeError("too_many_redirects", f"{poll.peer} redirects once more after {REDIRECTS_MAX} redirects")
         try:
             request = redirected_request(poll.spec, own.target, request, status, location)
+        except ForeignSchemeError as error:
+            raise ProbeError("blocked", f"{poll.peer} redirects to where polls don't go: {error}") from error
         except ValueError as error:
             raise ProbeError("protocol", f"{poll.peer} redirects to where HTTP can't follow: {error}") from error
         poll.hops += 1

@@ -24,6 +24,7 @@ from cluster.secret_references import has_reference
 from cluster.secret_values import SecretError, SecretSource
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.errors import printable
+from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.lean_engine import LeanProber
 from worker.probe.lookup_threads import Lookup
@@ -65,15 +66,16 @@ class ChoosingProber:
         lookup: Lookup = system_lookup,
         tls: ssl.SSLContext | None = None,
         secrets: SecretSource | None = None,
+        guard: Guard = OPEN_GUARD,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._secrets = secrets or SecretSource({}, None)
         self._refused: set[asyncio.Handle] = set()  # their outcome is handed over in the next turn
         self._lean = LeanProber(
-            body_limit_bytes=body_limit_bytes, lookup=lookup, tls=tls, make_room=self._close_what_waits
+            body_limit_bytes=body_limit_bytes, lookup=lookup, tls=tls, make_room=self._close_what_waits, guard=guard
         )
         self._aiohttp = AiohttpProber(
-            body_limit_bytes=body_limit_bytes, lookup=lookup, tls=tls, make_room=self._close_what_waits
+            body_limit_bytes=body_limit_bytes, lookup=lookup, tls=tls, make_room=self._close_what_waits, guard=guard
         )
 
     def __repr__(self) -> str:

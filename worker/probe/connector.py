@@ -3,6 +3,9 @@
 It is the same for every engine, which says what is to speak HTTP on a connection.  A TLS session is never resumed: a
 poll on a new connection is there to see the certificate, too.
 
+Each address is put before a :class:`Guard` when it is about to be connected to, and it is that address, not the name,
+that is connected to; of a name's addresses those that are refused are left out.
+
 When descriptors run out it asks for room once and tries once more.  It keeps no connections and sets no deadline: the
 poll it connects for is cancelled when its time is up.
 """
@@ -14,12 +17,13 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar, cast
 
 import aiohappyeyeballs
 
 from worker.probe.errors import ProbeError, from_connect, from_handshake, most_telling
+from worker.probe.guard import Guard
 from worker.probe.in_flight import PollInFlight
 from worker.probe.lookup_threads import AddressInfo, Lookup
 from worker.probe.pool import MakeRoom
@@ -29,6 +33,7 @@ from worker.probe.resolver import Resolver
 HAPPY_EYEBALLS_DELAY_S = 0.25
 TLS_LIMIT_S = 660.0  # above every time-out a project may have: the poll's own deadline is what ends a handshake
 TLS_SHUTDOWN_S = 2.0
+OWN_LOOKUP_S = 2.0  # for the addresses of an endpoint of our own
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - where it leads to is not what it says
 
 
@@ -50,13 +55,19 @@ class Connector(Generic[C]):
     """
 
     def __init__(
-        self, make_connection: Callable[[Origin], C], lookup: Lookup, tls: ssl.SSLContext | None, make_room: MakeRoom
+        self,
+        make_connection: Callable[[Origin], C],
+        lookup: Lookup,
+        tls: ssl.SSLContext | None,
+        make_room: MakeRoom,
+        guard: Guard,
     ) -> None:
         self._make_connection = make_connection
         self._make_room = make_room
         self._loop = asyncio.get_running_loop()
         self._resolver = Resolver(lookup)
         self._tls = tls
+        self._guard = guard
 
     def close(self) -> None:
         self._resolver.close()
@@ -71,6 +82,7 @@ class Connector(Generic[C]):
         return await self._open(poll, origin)
 
     async def _open(self, poll: PollInFlight, origin: Origin) -> C:
+        named = await self._own_addresses(origin) if origin.port in self._guard.names else None
         addresses = _literal(origin) or self._resolver.kept(origin.host, origin.port)
         begun_at = time.monotonic()
         if addresses is None:
@@ -80,6 +92,7 @@ class Connector(Generic[C]):
             poll.dns_s = (poll.dns_s or 0.0) + found_at - begun_at
             begun_at = found_at
         poll.phase = "connect"
+        addresses = self._permitted(origin, addresses, named)
         factory = functools.partial(self._make_connection, origin)
         if len(addresses) == 1 and len(addresses[0][4]) == 2 and addresses[0][4][0] != ANY_ADDRESS:
             host, port = addresses[0][4]
@@ -122,6 +135,36 @@ class Connector(Generic[C]):
             raise from_handshake(error, poll.peer) from error
         poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - connected_at
         return connection
+
+    def _permitted(
+        self, origin: Origin, addresses: Sequence[AddressInfo], named: Mapping[str, Collection[str]] | None
+    ) -> Sequence[AddressInfo]:
+        """Those that may be connected to.  Raises ProbeError when none may."""
+        refusals = [self._guard.refusal(info[4][0], info[4][1], named) for info in addresses]
+        if not any(refusals):
+            return addresses
+        permitted = [info for info, refusal in zip(addresses, refusals, strict=True) if refusal is None]
+        if permitted:
+            return permitted
+        others = f" (its other addresses, {len(addresses) - 1}, are refused, too)" if len(addresses) > 1 else ""
+        raise ProbeError("blocked", f"{origin} is not polled: {addresses[0][4][0]} is {refusals[0]}{others}")
+
+    async def _own_addresses(self, origin: Origin) -> dict[str, list[str]]:
+        """Where the names lead to of what is our own at that port.  Without knowing that, nothing there is polled."""
+        found = {}
+        for name in self._guard.names[origin.port]:
+            addresses = self._resolver.kept(name, origin.port)
+            if addresses is None:
+                try:
+                    addresses = await asyncio.wait_for(self._resolver.resolve(name, origin.port), OWN_LOOKUP_S)
+                except (ProbeError, TimeoutError) as error:
+                    raise ProbeError(
+                        "local",
+                        f"{origin} may be what the cluster has at {name}:{origin.port}; nothing is polled at that port "
+                        "before that name can be looked up",
+                    ) from error
+            found[name] = [info[4][0] for info in addresses]
+        return found
 
     # The ordinary case, one IPv4 address: the loop's own connect costs half of what a socket of ours does.
 

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 ErrorCode = Literal[
     "dns",
+    "blocked",
     "connect_refused",
     "connect_unreachable",
     "connect_timeout",
@@ -37,6 +38,7 @@ ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
 
 MEANINGS: dict[ErrorCode, str] = {
     "dns": "the host's name could not be resolved, or not in time",
+    "blocked": "an address or a scheme that must not be polled; nothing was sent there",
     "connect_refused": "nothing listens on that port",
     "connect_unreachable": "there is no way to the host",
     "connect_timeout": "the time-out passed while connecting, TLS handshake included",

@@ -23,6 +23,7 @@ from cluster.project import ProjectSpec
 from worker.probe.connector import Connector
 from worker.probe.deadlines import Deadlines
 from worker.probe.errors import ProbeError, blunder, from_lost
+from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.in_flight import as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
@@ -32,6 +33,7 @@ from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
+    ForeignSchemeError,
     redirected_request,
 )
 from worker.probe.resolver import system_lookup
@@ -59,12 +61,13 @@ class LeanProber:
         tls: ssl.SSLContext | None = None,
         pool: IdlePool[LeanConnection] | None = None,
         make_room: MakeRoom | None = None,
+        guard: Guard = OPEN_GUARD,
     ) -> None:
         self._body_limit_bytes = body_limit_bytes
         self._loop = asyncio.get_running_loop()
         self._kept = KeptConnections(pool)
         self.make_room = self._kept.make_room
-        self._connector = Connector(partial(LeanConnection, self), lookup, tls, make_room or self.make_room)
+        self._connector = Connector(partial(LeanConnection, self), lookup, tls, make_room or self.make_room, guard)
         self._deadlines: Deadlines[LeanPoll] = Deadlines(self._expire)
         self._in_flight = 0
         self._openings: set[asyncio.Task[None]] = set()
@@ -236,6 +239,8 @@ class LeanProber:
             raise ProbeError("too_many_redirects", f"{poll.peer} redirects once more after {REDIRECTS_MAX} redirects")
         try:
             request = redirected_request(plan.spec, plan.first.request.target, poll.hop.request, status, location)
+        except ForeignSchemeError as error:
+            raise ProbeError("blocked", f"{poll.peer} redirects to where polls don't go: {error}") from error
         except ValueError as error:
             raise ProbeError("protocol", f"{poll.peer} redirects to where HTTP can't follow: {error}") from error
         now = time.monotonic()

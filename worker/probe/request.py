@@ -62,6 +62,10 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=-]+")
 _ASCII_PRINTABLE = bytes(range(0x21, 0x7F))
 
 
+class ForeignSchemeError(ValueError):
+    """A URL of a scheme that is not HTTP's."""
+
+
 class Origin(msgspec.Struct, frozen=True, cache_hash=True):
     """Where a connection leads: the key under which connections are kept."""
 
@@ -162,7 +166,9 @@ def resolve_location(base: Target, location: str) -> Target:
     text = location.strip(" \t").replace(" ", "%20")
     if _UNSENDABLE.search(text):
         raise ValueError(f"control characters in the redirect target {text!r}")
-    if _SCHEME.match(text):
+    if (scheme := _SCHEME.match(text)) is not None:
+        if scheme[0][:-1].lower() not in DEFAULT_PORTS:
+            raise ForeignSchemeError(f"not an http:// or https:// URL: {text!r}")
         absolute = text
     elif text.startswith("//"):
         absolute = f"{base.origin.scheme}:{text}"
