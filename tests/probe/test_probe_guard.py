@@ -565,3 +565,20 @@ def test_public_addresses_pass(address):
 @pytest.mark.parametrize("address", ["", "x", "1.2.3", "01.2.3.4", "::g", "127.0.0.1 ", "localhost", "1.2.3.4/8"])
 def test_what_is_no_address_is_refused(address):
     assert OPEN.refusal(address, 80) == "no IP address"
+
+
+@pytest.mark.parametrize(
+    ("address", "rule"),
+    [
+        ("::1", "a loopback address (::1/128)"),
+        ("::", "an unspecified address (::/128)"),
+        ("::ffff:127.0.0.1", "a form of 127.0.0.1, a loopback address (127.0.0.0/8)"),
+        ("2001::1", "a Teredo address (2001::/32)"),
+        ("64:ff9b:1::1", "a local network's NAT64 address (64:ff9b:1::/48)"),
+        ("255.255.255.255", "the broadcast address (255.255.255.255/32)"),
+        ("fe80::1%eth0", "a link-local address (fe80::/10)"),
+        ("9000::", "a reserved address (8000::/1)"),
+    ],
+)
+def test_the_rule_is_named(address, rule):
+    assert CLOSED.refusal(address, 80) == f"{rule}, which is not polled without --allow-private"
