@@ -9,7 +9,7 @@ canonical list of one that people wrote; ``decode_assertions`` reads what that m
 refused here, with InvalidInputError naming the assertion, so that the evaluation (worker/probe/judging.py) can't fail.
 
 All assertions of a project must hold.  Regular expressions are RE2's, and JSON paths those of RFC 9535, with a bound on
-their work (cluster/json_path.py).
+their work (worker/probe/json_document.py).
 """
 
 import functools
@@ -21,7 +21,7 @@ import msgspec
 import orjson
 
 from cluster.errors import InvalidInputError
-from cluster.json_path import PATTERN_PROGRAM_MAX, compile_path, compile_pattern
+from cluster.json_path import PATTERN_PROGRAM_MAX, check_path, compile_pattern
 
 ASSERTIONS_MAX = 50
 TEXT_CHARS_MAX = 1_000
@@ -220,7 +220,7 @@ def _valid_status_set(written: str) -> str:
 def _expect_json_path(assertion: JsonPathIs) -> None:
     _expect_text("path", assertion.path)
     try:
-        compile_path(assertion.path)
+        check_path(assertion.path)
     except InvalidInputError as error:
         raise InvalidInputError(f"path: {error}") from error
     op, value = assertion.op, assertion.value

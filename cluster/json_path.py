@@ -1,19 +1,11 @@
-"""JSON paths (RFC 9535): compiled, and evaluated with a bound on the work.
+"""JSON paths (RFC 9535) and regular expressions (RE2) as people write them: what is valid, and compiling it.  Pure.
 
-A short path can ask for much: ``$..*..*`` on a deep document visits the square of its values, ``$[0,0][0,0]`` doubles
-with each segment.  So the document counts how often it is touched (``_CountedObject``, ``_CountedArray``), whatever
-part of the library does it, and ``TooMuchWorkError`` ends the evaluation at the bound (``allow_visits``).  ``match()``
-and ``search()`` in filters are RE2's, whose time is linear; the text they look through counts as well.
-
-The library, and RE2, are imported by the first path that is compiled: a process that has none pays nothing.
+Both libraries are imported by the first path or pattern that is compiled: a process that has none pays nothing.
+A path is evaluated in worker/probe/json_document.py, with a bound on the work.
 """
 
 import functools
-import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
-
-import orjson
+from typing import TYPE_CHECKING, Any, cast
 
 from cluster.errors import InvalidInputError
 
@@ -23,118 +15,17 @@ if TYPE_CHECKING:
 PATH_CHARS_MAX = 1_000
 PATHS_KEPT = 4_096
 PATTERNS_KEPT = 1_024
-DEPTH_MAX = 90  # of a document; ``..`` of the library follows it down to 100
 PATTERN_MAX_MEM_BYTES = 512 << 10  # of a compiled pattern, what RE2 keeps of its searches included
 PATTERN_PROGRAM_MAX = 500  # instructions: the steps that a byte may take at worst, of about 8 ns each
-STEPS_PER_VISIT = 512
-
-
-class TooMuchWorkError(Exception):
-    """The evaluation would visit more values than it may."""
-
-
-class DocumentError(ValueError):
-    """The text is not a JSON document that can be looked at; in words for people."""
-
-
-class _Visits(threading.local):
-    """How many more this thread may make."""
-
-    left = 0
-
-    def spend(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
-            raise TooMuchWorkError
-
-
-_visits = _Visits()
-
-
-class _CountedObject(dict[str, Any]):
-    __slots__ = ()
-    __hash__ = None
-
-    def __getitem__(self, name: str) -> Any:
-        _visits.spend(1)
-        return dict.__getitem__(self, name)
-
-    def items(self) -> Any:
-        _visits.spend(len(self))
-        return dict.items(self)
-
-    def __eq__(self, other: object) -> bool:
-        _visits.spend(len(self))
-        return dict.__eq__(self, other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-class _CountedArray(list[Any]):
-    __slots__ = ()
-    __hash__ = None
-
-    def __getitem__(self, place: SupportsIndex | slice) -> Any:
-        _visits.spend(len(range(*place.indices(len(self)))) if isinstance(place, slice) else 1)
-        return list.__getitem__(self, place)
-
-    def __iter__(self) -> Iterator[Any]:
-        _visits.spend(len(self))
-        return list.__iter__(self)
-
-    def __eq__(self, other: object) -> bool:
-        _visits.spend(len(self))
-        return list.__eq__(self, other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-def read_document(text: bytes) -> Any:
-    """A document to look at with ``find_values``.  Raises DocumentError."""
-    try:
-        return _counted(orjson.loads(text), 0)
-    except orjson.JSONDecodeError as error:
-        raise DocumentError(f"not JSON: {error.msg} at character {error.pos}") from error
-
-
-def _counted(value: Any, depth: int) -> Any:
-    if not isinstance(value, (dict, list)):
-        return value
-    if depth >= DEPTH_MAX:
-        raise DocumentError(f"JSON nested more than {DEPTH_MAX} deep")
-    if isinstance(value, dict):
-        return _CountedObject((name, _counted(each, depth + 1)) for name, each in value.items())
-    if any(isinstance(each, (dict, list)) for each in value):
-        return _CountedArray(_counted(each, depth + 1) for each in value)
-    return _CountedArray(value)
-
-
-def allow_visits(count: int) -> None:
-    """How many the evaluations that follow in this thread may make, all together; a visit takes about 2 µs."""
-    _visits.left = count
-
-
-def find_values(path: str, document: Any) -> list[Any]:
-    """What the path finds in a document of ``read_document``.  Raises TooMuchWorkError, as comparing may that, too."""
-    return [node.value for node in compile_path(path).finditer(document)]
-
-
-def found_in(pattern: str, text: str) -> bool:
-    """Raises TooMuchWorkError."""
-    return _compiled_for(pattern, text).search(text.encode("utf-8", "replace")) is not None
-
-
-def _compiled_for(pattern: str, text: str) -> Any:
-    _visits.spend(len(pattern))  # compiling it
-    compiled = compile_pattern(pattern)
-    _visits.spend(len(text) * compiled.programsize // STEPS_PER_VISIT)
-    return compiled
 
 
 @functools.lru_cache(maxsize=PATHS_KEPT)
-def compile_path(path: str) -> "JSONPathQuery":
+def check_path(path: str) -> None:
+    """Raises InvalidInputError in words for people."""
+    compile_path(path, _plain_environment())
+
+
+def compile_path(path: str, environment: "JSONPathEnvironment") -> "JSONPathQuery":
     """Raises InvalidInputError in words for people."""
     if len(path) > PATH_CHARS_MAX:
         raise InvalidInputError(f"the path must be at most {PATH_CHARS_MAX} characters, not {len(path)}")
@@ -142,7 +33,7 @@ def compile_path(path: str) -> "JSONPathQuery":
 
     try:
         path.encode()
-        return _environment().compile(path)
+        return environment.compile(path)
     except UnicodeEncodeError:
         raise InvalidInputError(f"the path {path[:100]!a} is not valid Unicode") from None
     except (JSONPathError, RecursionError, ValueError) as error:
@@ -153,33 +44,10 @@ def compile_path(path: str) -> "JSONPathQuery":
 
 
 @functools.lru_cache(maxsize=1)
-def _environment() -> "JSONPathEnvironment":
+def _plain_environment() -> "JSONPathEnvironment":
     from jsonpath_rfc9535 import JSONPathEnvironment  # noqa: PLC0415 - see above
-    from jsonpath_rfc9535.function_extensions import ExpressionType, FilterFunction  # noqa: PLC0415
 
-    class PatternFunction(FilterFunction):
-        """``match`` and ``search``: a pattern that is none finds nothing, says the RFC."""
-
-        arg_types = [ExpressionType.VALUE, ExpressionType.VALUE]  # noqa: RUF012 - the library's way
-        return_type = ExpressionType.LOGICAL
-
-        def __init__(self, *, whole: bool) -> None:
-            self._whole = whole
-
-        def __call__(self, text: object, pattern: object) -> bool:
-            if not isinstance(text, str) or not isinstance(pattern, str):
-                return False
-            try:
-                compiled = _compiled_for(pattern, text)
-            except InvalidInputError:
-                return False
-            found = (compiled.fullmatch if self._whole else compiled.search)(text.encode("utf-8", "replace"))
-            return found is not None
-
-    environment = JSONPathEnvironment()
-    environment.function_extensions["match"] = PatternFunction(whole=True)
-    environment.function_extensions["search"] = PatternFunction(whole=False)
-    return environment
+    return JSONPathEnvironment()
 
 
 @functools.lru_cache(maxsize=PATTERNS_KEPT)

@@ -3,8 +3,8 @@
 ``interface`` is the one interface.  Two engines are behind it, ``lean_engine`` for nearly every project and
 ``aiohttp_engine`` for the others; ``choose`` says which is whose.  Their parts in common: ``request`` (what goes out,
 redirects), ``expected`` (which statuses are a success), ``errors`` (codes and words), ``resolver`` and
-``lookup_threads`` (names), ``guard`` (which addresses), ``judging`` (assertions), ``connector`` and ``pool`` (sockets,
-keep-alive), ``in_flight`` (what is known so far).  What speaks HTTP on a connection is each engine's own:
-``lean_connection`` with ``deadlines``, and ``connection``.  None of them decides anything about schedules, limits or
-storage.
+``lookup_threads`` (names), ``guard`` (which addresses), ``judging`` and ``json_document`` (assertions), ``connector``
+and ``pool`` (sockets, keep-alive), ``in_flight`` (what is known so far).  What speaks HTTP on a connection is each
+engine's own: ``lean_connection`` with ``deadlines``, and ``connection``.  None of them decides anything about
+schedules, limits or storage.
 """

@@ -39,18 +39,18 @@ from cluster.assertions import (
     patterns_size,
 )
 from cluster.errors import InvalidInputError
-from cluster.json_path import (
+from cluster.json_path import compile_pattern
+from worker.probe.errors import MESSAGE_MAX, printable
+from worker.probe.expected import parse_expected
+from worker.probe.interface import ProbeOutcome
+from worker.probe.json_document import (
     DocumentError,
     TooMuchWorkError,
     allow_visits,
-    compile_pattern,
     find_values,
     found_in,
     read_document,
 )
-from worker.probe.errors import MESSAGE_MAX, printable
-from worker.probe.expected import parse_expected
-from worker.probe.interface import ProbeOutcome
 
 JUDGES_KEPT = 4_096
 AT_ONCE_BYTES = 16_384  # of an answer; JSON of that size is read in 5 ms at worst, as a rule in less than one
