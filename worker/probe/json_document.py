@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import orjson
 
 from cluster.errors import InvalidInputError
-from cluster.json_path import PATHS_KEPT, compile_path, compile_pattern
+from cluster.json_path import PATHS_KEPT, PATTERNS_KEPT, compile_path, compile_pattern
 
 if TYPE_CHECKING:
     from jsonpath_rfc9535 import JSONPathEnvironment, JSONPathQuery
 
 DEPTH_MAX = 90  # of a document; ``..`` of the library follows it down to 100
 STEPS_PER_VISIT = 512
+COMPILING_VISITS = 1_000  # of a pattern that the document may have chosen: 3 ms at worst
 
 
 class TooMuchWorkError(Exception):
@@ -117,14 +118,23 @@ def find_values(path: str, document: Any) -> list[Any]:
 
 def found_in(pattern: str, text: str) -> bool:
     """Raises TooMuchWorkError."""
-    return _compiled_for(pattern, text).search(text.encode("utf-8", "replace")) is not None
+    return _is_found(compile_pattern(pattern), text, whole=False)
 
 
-def _compiled_for(pattern: str, text: str) -> Any:
-    _visits.spend(len(pattern))  # compiling it
-    compiled = compile_pattern(pattern)
+def _is_found(compiled: Any, text: str, *, whole: bool) -> bool:
     _visits.spend(len(text) * compiled.programsize // STEPS_PER_VISIT)
-    return compiled
+    found = (compiled.fullmatch if whole else compiled.search)(text.encode("utf-8", "replace"))
+    return found is not None
+
+
+@functools.lru_cache(maxsize=PATTERNS_KEPT)
+def _pattern_of_a_filter(pattern: str) -> Any:
+    """None: it is none, and finds nothing, says the RFC."""
+    _visits.spend(COMPILING_VISITS + len(pattern))
+    try:
+        return compile_pattern(pattern)
+    except InvalidInputError:
+        return None
 
 
 @functools.lru_cache(maxsize=PATHS_KEPT)
@@ -138,7 +148,7 @@ def _environment() -> "JSONPathEnvironment":
     from jsonpath_rfc9535.function_extensions import ExpressionType, FilterFunction  # noqa: PLC0415
 
     class PatternFunction(FilterFunction):
-        """``match`` and ``search``: a pattern that is none finds nothing, says the RFC."""
+        """``match`` and ``search``."""
 
         arg_types = [ExpressionType.VALUE, ExpressionType.VALUE]  # noqa: RUF012 - the library's way
         return_type = ExpressionType.LOGICAL
@@ -149,12 +159,8 @@ def _environment() -> "JSONPathEnvironment":
         def __call__(self, text: object, pattern: object) -> bool:
             if not isinstance(text, str) or not isinstance(pattern, str):
                 return False
-            try:
-                compiled = _compiled_for(pattern, text)
-            except InvalidInputError:
-                return False
-            found = (compiled.fullmatch if self._whole else compiled.search)(text.encode("utf-8", "replace"))
-            return found is not None
+            compiled = _pattern_of_a_filter(pattern)
+            return compiled is not None and _is_found(compiled, text, whole=self._whole)
 
     environment = JSONPathEnvironment()
     environment.function_extensions["match"] = PatternFunction(whole=True)
