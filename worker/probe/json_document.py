@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jsonpath_rfc9535 import JSONPathEnvironment, JSONPathQuery
 
 DEPTH_MAX = 90  # of a document; ``..`` of the library follows it down to 100
+CONTAINERS_MAX = 100_000  # lists and maps; a megabyte of empty lists takes the interpreter for itself for long
 STEPS_PER_VISIT = 512
 COMPILING_VISITS = 1_000  # of a pattern that the document may have chosen: 3 ms at worst
 
@@ -88,6 +89,8 @@ class _CountedArray(list[Any]):
 
 def read_document(text: bytes) -> Any:
     """A document to look at with ``find_values``.  Raises DocumentError."""
+    if text.count(b"[") + text.count(b"{") > CONTAINERS_MAX:  # those in texts are few enough to be counted as well
+        raise DocumentError(f"JSON of more than {CONTAINERS_MAX} lists and maps")
     try:
         return _counted(orjson.loads(text), 0)
     except orjson.JSONDecodeError as error:
