@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import ssl
 import threading
 import time
@@ -9,6 +10,8 @@ import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from probe_scripts import Peer, answer, check, redirect, spec, until
 
 from cluster.assertions import encode_assertions, parse_assertion
@@ -437,13 +440,47 @@ async def test_closing_waits_for_what_is_judged(serve, prober, held):
     assert [outcome.status for outcome in outcomes] == ["success"]
 
 
-async def test_a_bug_in_judging_is_this_machines(serve, poll, monkeypatch, caplog):
-    monkeypatch.setattr(judging.Judge, "failures", lambda self, given: 1 / 0)
+@pytest.mark.parametrize("broken", ["failures", "failures_at_once"])
+async def test_a_bug_in_judging_is_this_machines(serve, poll, monkeypatch, caplog, broken):
+    monkeypatch.setattr(judging.Judge, broken, lambda self, given: 1 / 0)
     server = await serve(answer(200, BIG))
     outcome = await poll(server.url(), assertions=asserting("json $"))
     assert (outcome.status, outcome.error_code) == ("unknown", "local")
     assert "ZeroDivisionError" in outcome.error_message
     assert "failed in an unforeseen way" in caplog.text
+
+
+EVERYTHING = judge_for(
+    asserting(
+        "status 201", "body contains x", "body matches x.y", "json $..a == 1", "json $[?@.a > 1].b matches x",
+        "json $.a contains 1", 'json $.a < "b"', "json $ absent", "json $[?match(@, $.a)]", "header a matches x",
+        "header b == x", "time < 1ms", "certificate > 5d",
+    )
+)  # fmt: skip
+json_texts = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=9,
+).map(lambda value: json.dumps(value).encode())
+bodies = st.binary(max_size=60) | json_texts
+header_values = st.text(max_size=20) | st.sampled_from(
+    ["gzip", "deflate", "gzip, deflate", "x; charset=utf-16", "a; charset"]
+)
+
+
+@given(
+    bodies | bodies.map(gzip.compress) | bodies.map(zlib.compress),
+    st.lists(st.tuples(st.sampled_from(["a", "b", "content-encoding", "Content-Type"]), header_values), max_size=4),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_comes_is_judged(body, fields, whole):
+    given_answer = Answer(200, 1.0, fields, body, whole, None, 100)
+    failures = EVERYTHING.failures(given_answer)
+    assert EVERYTHING.failures_at_once(given_answer) in (None, failures)
+    outcome = judged(judging.ProbeOutcome("success", 200), failures)
+    check(outcome)
+    assert outcome.error_code == "assertion_failed"
 
 
 def large(body: bytes, *lines: str) -> tuple[list[str] | None, float]:
