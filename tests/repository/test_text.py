@@ -160,6 +160,8 @@ SLEEPS = {
     "tests/probe/test_probe_failures.py": "plays slow servers and a loop that is stuck",
     "tests/probe/test_probe_contract.py": "packets that arrive apart",
     "tests/probe/test_probe_connections.py": "plays slow servers and connections past their deadline",
+    "tests/truth/servers.py": "packets that arrive apart, and before a reset",
+    "tests/truth/phases.py": "plays slow servers",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
 }

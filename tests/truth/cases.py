@@ -701,6 +701,9 @@ def redirects() -> Iterator[Case]:
         ("javascript", "javascript:0"),
         ("mailto", "mailto:a@b.test"),
         ("file", "file:///etc/hostname"),
+    ]:
+        yield fails(f"redirect: to {name}", answers(to(location)), "blocked", 302, says="redirects to where")
+    for name, location in [
         ("a port that is none", "http://127.0.0.1:99999/"),
         ("a port that is a word", "http://127.0.0.1:http/"),
         ("no host", "http:///b"),
@@ -815,6 +818,12 @@ def tls() -> Iterator[Case]:
     )
     for name, kind in [("TLS 1.1 at most", "good, TLS 1.1"), ("no cipher in common", "good, no common cipher")]:
         yield secure(name, kind, "good.test", status_code=None, error_code="tls_other")
+    wanted = "good, a client's certificate wanted"
+    yield secure("a client's certificate wanted", wanted, "good.test", status_code=None, error_code="closed")
+    yield secure(
+        "a client's certificate wanted, TLS 1.2", wanted + ", TLS 1.2", "good.test", status_code=None,
+        error_code="tls_other",
+    )  # fmt: skip
     for name, data, then, code in [
         ("plain HTTP on its port", with_body(b"", status="HTTP/1.1 400 Bad Request"), "wait", "tls_other"),
         ("SSH on its port", b"SSH-2.0-OpenSSH_9.2\r\n", "wait", "tls_other"),
@@ -835,7 +844,11 @@ def tls() -> Iterator[Case]:
         ("closed in the body", once(head("Content-Length: 5") + b"abc", "close"), None, "closed"),
         ("closed before the answer", once(b"", "close"), None, "closed"),
         ("to the end, with a proper end", once(head() + b"all", "close"), 3, None),
-        ("to the end, cut off", once(head() + b"all", "reset"), None, "reset"),
+        ("to the end, reset", once(head() + b"all", "reset"), None, "reset"),
+        ("to the end, which comes below TLS", once(head() + b"all", "cut"), 3, None),
+        ("cut off below TLS behind the answer", once(OK, "cut"), 2, None),
+        ("cut off below TLS in the body", once(head("Content-Length: 5") + b"abc", "cut"), None, "closed"),
+        ("cut off below TLS before the answer", once(b"", "cut"), None, "closed"),
         ("reset in the body", once(head("Content-Length: 5") + b"abc", "reset"), None, "reset"),
         ("chunks", answers(CHUNKED + b"2\r\nok\r\n0\r\n\r\n"), 2, None),
         ("a large body", answers(with_body(b"x" * 400_000)), 400_000, None),

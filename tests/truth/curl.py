@@ -124,7 +124,7 @@ def finding(said: dict) -> CurlFinding:
 
 _CODES = {
     0: set(),
-    1: {"protocol", "invalid_request"},  # HTTP/0.9, or a scheme that is none of ours
+    1: {"protocol", "blocked", "invalid_request"},  # HTTP/0.9, or a scheme that is none of ours
     3: {"invalid_request", "protocol"},  # a URL that is none, the project's or a redirect's
     6: {"dns"},
     7: {"connect_refused", "connect_unreachable"},

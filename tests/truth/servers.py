@@ -7,6 +7,7 @@ of its own server and ``{other}`` for that of the case's other one.
 import asyncio
 import datetime as dt
 import ipaddress
+import os
 import socket
 import ssl
 import struct
@@ -27,7 +28,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.probe.probe_scripts import Peer, RawServer, Request, Script
 
-Then = Literal["wait", "close", "reset", "finish"]  # finish: say no more, and wait; for plain connections
+# finish: say no more, and wait; for plain connections.  cut: the same below TLS, without its words of farewell.
+Then = Literal["wait", "close", "reset", "finish", "cut"]
 
 APART_S = 0.03  # between two packets, so that they arrive as two
 
@@ -59,7 +61,13 @@ class TruthServer(RawServer):
 async def _end(peer: Peer, then: Then) -> None:
     if then == "finish":
         peer.writer.write_eof()
-    if then in {"wait", "finish"}:
+    elif then == "cut":
+        await peer.writer.drain()
+        await asyncio.sleep(APART_S)  # the transport has written what it was given
+        if (made := peer.writer.get_extra_info("socket")) is not None:  # else the client left first
+            with socket.socket(fileno=os.dup(made.fileno())) as below:
+                below.shutdown(socket.SHUT_WR)
+    if then in {"wait", "finish", "cut"}:
         await peer.gone()
     elif then == "reset":
         await peer.writer.drain()
@@ -272,7 +280,7 @@ class Certificates:
         names = ("127.0.0.1", "::1", "good.test", "localhost")
         ours = self.authority
         match kind:
-            case "good" | "good, TLS 1.2" | "good, TLS 1.3" | "good, TLS 1.1" | "good, no common cipher":
+            case _ if kind.startswith("good"):
                 ours.issue_cert(*names).configure_cert(context)
                 if kind == "good, TLS 1.2":
                     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -284,6 +292,11 @@ class Certificates:
                         warnings.simplefilter("ignore", DeprecationWarning)  # which is what the case is about
                         context.minimum_version = ssl.TLSVersion.TLSv1
                         context.maximum_version = ssl.TLSVersion.TLSv1_1
+                elif kind.startswith("good, a client's certificate wanted"):
+                    context.verify_mode = ssl.CERT_REQUIRED
+                    ours.configure_trust(context)
+                    if kind.endswith("TLS 1.2"):
+                        context.maximum_version = ssl.TLSVersion.TLSv1_2
                 elif kind == "good, no common cipher":
                     context.maximum_version = ssl.TLSVersion.TLSv1_2
                     context.set_ciphers("ADH-AES128-SHA256:@SECLEVEL=0")
