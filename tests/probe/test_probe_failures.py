@@ -256,7 +256,7 @@ async def test_what_is_not_http(serve, poll, sent):
         (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000 + b"\r\n\r\n", "a line of more than 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"v" * 70_000, "a line of more than 65536 bytes"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: v\r\n" * 1_001 + b"\r\n", "too many headers received"),
-        (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n", r"invalid http header: b'a\x00b'"),
+        (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n", "a header with an invalid value"),
     ],
     ids=range(12),
 )
@@ -410,7 +410,7 @@ async def test_a_client_certificate_is_wanted(poll, server_tls, authority):
         outcome = await poll(f"https://127.0.0.1:{listener.getsockname()[1]}/")
         await asyncio.wait_for(serving, WAIT_S)
     assert (outcome.status, outcome.error_code) == ("failure", "tls_other")
-    assert "certificate required" in outcome.error_message
+    assert outcome.error_message.endswith("failed before it had answered: the peer refused it (certificate required)")
 
 
 async def test_plain_http_to_a_tls_port(serve, poll, server_tls):

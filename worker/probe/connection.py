@@ -14,7 +14,7 @@ from typing import Any, cast
 from aiohttp import EMPTY_PAYLOAD, ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpResponseParser, RawResponseMessage
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import HttpProcessingError, InvalidHeader, LineTooLong
 
 from worker.probe.connector import Openable
 from worker.probe.request import Origin
@@ -195,4 +195,6 @@ class Connection(ResponseHandler, Openable):
 def _fault(error: HttpProcessingError, cause: BaseException | None) -> str:
     if isinstance(cause, LineTooLong):
         return f"a line of more than {HEAD_LINE_MAX_BYTES} bytes"
+    if isinstance(cause, InvalidHeader):
+        return "a header with an invalid value"
     return error.message.partition("\n")[0].rstrip(":").lower() or "malformed"

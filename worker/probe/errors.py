@@ -194,7 +194,11 @@ def from_lost(error: BaseException | None, peer: str, doing: str) -> ProbeError:
 
 
 def _ssl_reason(error: ssl.SSLError) -> str:
-    return (error.reason or "failed without a reason").replace("_", " ").lower()
+    """OpenSSL's name for what is wrong; those of alerts begin with the protocol that once introduced them."""
+    name = error.reason or "FAILED_WITHOUT_A_REASON"
+    _, alert, refusal = name.partition("_ALERT_")
+    words = (refusal or name).replace("_", " ").lower()
+    return f"the peer refused it ({words})" if alert else words
 
 
 def blunder(peer: str) -> ProbeError:
