@@ -32,23 +32,8 @@ def entry(row: Row) -> dict[str, object]:
         "curl": None if row.oracle is None else row.oracle.shown(),
         "ours": {engine: shown(outcome) for engine, outcome in row.ours.items()},
         "why": case.differs,
-        "wrong": wrong(row),
+        "wrong": "; ".join(row.wrong()),
     }
-
-
-def wrong(row: Row) -> str:
-    """What is not as the case says."""
-    case = row.case
-    found = [
-        f"{engine}: not {case.shown()}"
-        for engine, outcome in row.ours.items()
-        if outcome.status_code != case.status_code
-        or (outcome.error_code or "status_mismatch") != (case.error_code or "status_mismatch")
-        or (case.size is not None and outcome.size_bytes != case.size)
-    ]
-    if row.oracle is not None and bool(row.disagreement()) != bool(case.differs):
-        found.append(row.disagreement() or "curl says the same, and a reason is given")
-    return "; ".join(found)
 
 
 def markdown(entries: list[dict[str, object]]) -> str:

@@ -2,6 +2,9 @@
 
 The engines are made as the product makes them, but for the names and the certificates of this world.  Each poll has a
 prober of its own, so that no case meets another's connections; what it has in common with others is the loop.
+
+A case whose polls have little time is for a machine that has some.  When it does not come out as stated while others
+run, it is run again by itself, at most twice, and that counts.
 """
 
 import asyncio
@@ -15,7 +18,7 @@ from typing import Literal
 
 from tests.probe.probe_scripts import WAIT_S, spec
 from tests.truth import curl
-from tests.truth.cases import Case
+from tests.truth.cases import AMPLE_MS, Case
 from tests.truth.servers import Certificates, Server, TruthServer, mute_port, name_server, refusing_port
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, probe
@@ -25,7 +28,7 @@ EngineName = Literal["lean", "aiohttp"]
 ENGINES: dict[EngineName, type[LeanProber] | type[AiohttpProber]] = {"lean": LeanProber, "aiohttp": AiohttpProber}
 
 AT_ONCE = 12
-PLAIN_BODY_LIMIT_BYTES = 1 << 20
+AGAIN_MAX = 2
 
 
 @dataclass
@@ -37,12 +40,25 @@ class Row:
     ours: dict[EngineName, ProbeOutcome] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
 
+    def wrong(self) -> list[str]:
+        """What is not as the case says; the rest of an outcome is for the tests to look at."""
+        case = self.case
+        found = [
+            f"{engine}: {shown(outcome)}, not {case.shown()}"
+            for engine, outcome in self.ours.items()
+            if (outcome.status_code, outcome.error_code) != (case.status_code, case.code())
+            or (case.size is not None and outcome.size_bytes != case.size)
+        ]
+        if self.oracle is not None and bool(disagreement := self.disagreement()) != bool(case.differs):
+            found.append(disagreement or f"curl says the same, and a reason is given: {self.oracle.shown()}")
+        return found
+
     def disagreement(self) -> str | None:
         """Where curl says something else than the case; None where it says the same, or was not asked."""
         said, case = self.oracle, self.case
         if said is None:
             return None
-        complete = case.error_code in {None, "status_mismatch"}
+        complete = case.is_complete()
         if bool(said.codes) == complete or (said.codes and case.error_code not in said.codes):
             return f"curl: {said.shown()} ({said.message}); ours: {case.shown()}"
         if said.status_code != case.status_code:
@@ -79,9 +95,13 @@ async def run_all(cases: Sequence[Case], folder: Path, *, with_curl: bool) -> di
             async with asyncio.timeout(6 * WAIT_S):
                 return await _run(case, certificates, authority, with_curl=with_curl)
 
-    rows = await asyncio.gather(*map(one, cases))
+    rows = {row.case.name: row for row in await asyncio.gather(*map(one, cases))}
+    for _ in range(AGAIN_MAX):
+        for case in cases:
+            if case.timeout_ms < AMPLE_MS and rows[case.name].wrong():
+                rows[case.name] = await one(case)
     assert not surprises, surprises
-    return {row.case.name: row for row in rows}
+    return rows
 
 
 async def _run(case: Case, certificates: Certificates, authority: Path, *, with_curl: bool) -> Row:
