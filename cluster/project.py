@@ -17,6 +17,7 @@ import orjson
 
 from cluster.assertions import canonical_assertions, validate_assertions
 from cluster.errors import InvalidInputError
+from cluster.http_options import OPTION_NAMES, HttpOptions, expect_option_type, options_from_json, validate_options
 from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
 
@@ -56,7 +57,10 @@ _INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
 
 
 class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Fields are only appended.  ``since_ms``: when the project was enabled, or its interval changed."""
+    """Fields are only appended.  ``since_ms``: when the project was enabled, or its interval changed.
+
+    ``options`` is None for a project that sets none.
+    """
 
     id: int
     url: str
@@ -69,11 +73,12 @@ class ProjectSpec(msgspec.Struct, array_like=True, frozen=True, gc=False):
     timeout_ms: int = 30_000
     follow_redirects: bool = True
     assertions: bytes | None = None  # as cluster.assertions encodes them
+    options: HttpOptions | None = None
 
 
 @lru_cache(maxsize=SHARED_MAX)
 def _shared(value: Any) -> Any:
-    """One object for all that are equal to it.  For texts and integers: 1, 1.0 and True would become one, too."""
+    """One object for all that are equal to it.  For texts, integers, options: 1, 1.0 and True would become one, too."""
     return value
 
 
@@ -94,13 +99,14 @@ def compact(spec: ProjectSpec) -> ProjectSpec:
         _shared(spec.timeout_ms),
         spec.follow_redirects,
         _shared(spec.assertions) if spec.assertions and len(spec.assertions) <= SHARED_CHARS_MAX else spec.assertions,
+        spec.options and _shared(spec.options),
     )
 
 
 encode_spec = msgspec.msgpack.Encoder().encode
 decode_spec = msgspec.msgpack.Decoder(ProjectSpec).decode
 
-# The columns `spec_from_row` reads, for SELECT lists; `since` is that of the project's open span.
+# The columns `spec_from_row` reads, for SELECT lists; with `since` of the open span, and `options` by OPTIONS_SQL.
 SPEC_COLUMNS = (
     "id",
     "url",
@@ -116,7 +122,7 @@ SPEC_COLUMNS = (
 )
 
 
-class ProjectFields(msgspec.Struct, frozen=True, kw_only=True):
+class ProjectFields(HttpOptions, array_like=False, frozen=True, kw_only=True):
     """The columns of table ``projects`` that people write."""
 
     url: str
@@ -158,6 +164,8 @@ def project_from_map(written: Mapping[Any, Any]) -> ProjectFields:
             _expect(name, value, isinstance(value, str), "text")
         elif name in _FLAG_FIELDS:
             _expect(name, value, isinstance(value, bool), "true or false")
+        elif name in OPTION_NAMES:
+            expect_option_type(name, value)
         elif name == "body":
             _expect(name, value, value is None or isinstance(value, str), "text or null")
         elif name == "headers":
@@ -192,7 +200,7 @@ def validate(fields: ProjectFields) -> ProjectFields:
         raise InvalidInputError(f"body: must be at most {BODY_CHARS_MAX} characters without NUL")
     for name in ("name", "body"):
         _expect_unicode(name, getattr(fields, name))
-    return msgspec.structs.replace(
+    canonical = msgspec.structs.replace(
         fields,
         url=_valid_url(fields.url),
         method=_valid_method(fields.method),
@@ -200,6 +208,8 @@ def validate(fields: ProjectFields) -> ProjectFields:
         expected_status=_valid_expected_status(fields.expected_status),
         assertions=_valid_assertions(fields.assertions),
     )
+    validate_options(canonical, canonical.url, canonical.headers)
+    return canonical
 
 
 def parse_interval(text: str) -> tuple[int, Unit]:
@@ -220,7 +230,7 @@ def parse_header(line: str) -> tuple[str, str]:
 
 
 def spec_from_row(row: Any) -> ProjectSpec:
-    """A spec from a row of ``projects`` with ``SPEC_COLUMNS`` and ``since``: the table's CHECKs made sure of the rest.
+    """A spec from a row of ``projects`` with ``SPEC_COLUMNS``, ``options``, ``since``: CHECKs made sure of the rest.
 
     ``headers`` is JSON text or a decoded map.  Raises InvalidInputError when headers aren't texts, or assertions none,
     which the table can't refuse.
@@ -240,6 +250,7 @@ def spec_from_row(row: Any) -> ProjectSpec:
         row["timeout_ms"],
         row["follow_redirects"],
         None if assertions is None else canonical_assertions(assertions),
+        None if row["options"] is None else options_from_json(row["options"]),
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from cluster.database import Connection
 from cluster.errors import InvalidInputError
+from cluster.http_options import OPTIONS_SQL
 from cluster.messages.control import EndedSpan, RemovedProject
 from cluster.project import SPEC_COLUMNS, encode_spec, spec_from_row
 from cluster.ticks import EPOCH, instant_of, milliseconds_of
@@ -24,7 +25,7 @@ FIRST_ID = -(1 << 63)
 
 _COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
 _SELECT = f"""
-    SELECT {_COLUMNS}, p.name,
+    SELECT {_COLUMNS}, p.name, {OPTIONS_SQL} AS options,
            (SELECT s.since FROM project_spans s WHERE s.project_id = p.id AND s.until IS NULL) AS since
     FROM projects p WHERE p.enabled"""  # noqa: S608 - our own column names
 _CHUNK = f"{_SELECT} AND p.id > $1 ORDER BY p.id LIMIT $2"

@@ -12,12 +12,14 @@ from cluster.admin_client import AdminClient, request
 from cluster.assertions import parse_assertion
 from cluster.cli.options import ADMIN, PROJECT_ID, with_settings
 from cluster.errors import InvalidInputError
+from cluster.http_options import OPTION_NAMES
 from cluster.project import ProjectFields, parse_header, project_from_map
 from cluster.settings import Settings
 
 WATCH_EVERY_S = 1.0
 _TIMEOUT = re.compile(r"([0-9]{1,9})(ms|s|m)?")
 _TIMEOUT_MS = {"ms": 1, "s": 1_000, "m": 60_000}
+_AS_GIVEN = ("name", "interval", "method", "body", "expected_status", "down_after", "up_after", *OPTION_NAMES)
 
 
 @click.command()
@@ -64,9 +66,24 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
     "--assert", "assertions", multiple=True, metavar="ASSERTION", help="Such as 'body contains ok'; repeatable."
 )
 @click.option("--disabled", is_flag=True, help="Add it without polling it.")
+@click.option("--no-verify-tls", is_flag=True, help="Take any certificate.")
+@click.option("--ca-file", metavar="FILE", help="PEM, on the workers' host: who may sign the server's certificate.")
+@click.option("--client-cert-file", metavar="FILE", help="PEM, on the workers' host: our certificate.")
+@click.option("--client-key-file", metavar="FILE", help="Its key, when that is in a file of its own.")
+@click.option("--server-name", metavar="NAME", help="Ask TLS for this name, and verify it, in place of the URL's host.")
+@click.option("--ip-version", type=click.Choice(["4", "6"]), help="Connect over this one only.")
+@click.option("--connection-reuse", metavar="auto|never", help="never: a new connection for each request.")
+@click.option(
+    "--body-limit-bytes", type=int, metavar="N", help="Read so much of a body.  [default: --body-limit of up]"
+)
+@click.option("--connect-timeout", metavar="DURATION", help="For each connection with its TLS handshake: 500ms, 3s.")
+@click.option("--user-agent", metavar="TEXT", help="In place of ringpoll/VERSION.")
+@click.option("--basic-auth", metavar="USER:PASSWORD", help="Sent to the URL's own origin only.")
+@click.option("--bearer-token", metavar="TOKEN", help="Sent to the URL's own origin only.")
+@click.option("--proxy", metavar="URL", help="http://[user:password@]host:port")
 def add(settings: Settings, url: str | None, project_id: int | None, **written: Any) -> None:
     """Add a project, or begin to monitor a row of the table (--id); prints its id."""
-    given = {name: value for name, value in written.items() if value not in {None, (), False}}
+    given = {name: value for name, value in written.items() if value is not None and value is not False and value != ()}
     if (url is None) == (project_id is None):
         raise click.UsageError("Give either a URL or --id.")
     if project_id is not None:
@@ -81,10 +98,15 @@ def add(settings: Settings, url: str | None, project_id: int | None, **written: 
 
 def _project(url: str, given: dict[str, Any]) -> ProjectFields:
     fields: dict[str, Any] = {"url": url}
-    as_given = ("name", "interval", "method", "body", "expected_status", "down_after", "up_after")
-    fields |= {name: given[name] for name in as_given if name in given}
+    fields |= {name: given[name] for name in _AS_GIVEN if name in given}
     if "timeout" in given:
         fields["timeout_ms"] = parse_timeout_ms(given["timeout"])
+    if "connect_timeout" in given:
+        fields["connect_timeout_ms"] = parse_timeout_ms(given["connect_timeout"], "connect_timeout:")
+    if "ip_version" in given:
+        fields["ip_version"] = int(given["ip_version"])
+    if "no_verify_tls" in given:
+        fields["verify_tls"] = False
     if "headers" in given:
         headers: dict[str, str] = {}
         for line in given["headers"]:

@@ -144,6 +144,9 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
         "add", "https://a.example/x?y=%2F", "--name", "my api", "--interval", "30s", "--method", "post",
         "--header", "X-A: b: c", "--header", "Accept: */*", "--body", '{"a": 1}', "--expected-status", "2xx, 301",
         "--timeout", "1500ms", "--no-follow-redirects", "--down-after", "3", "--up-after", "2", "--disabled",
+        "--no-verify-tls", "--client-cert-file", "/c.pem", "--client-key-file", "/k.pem", "--server-name", "b.example",
+        "--ip-version", "6", "--connection-reuse", "never", "--body-limit-bytes", "1000", "--connect-timeout", "3s",
+        "--user-agent", "Probe/1", "--basic-auth", "u:p", "--proxy", "http://proxy:3128",
     )  # fmt: skip
     assert (ran.status, ran.out, ran.err) == (0, "42\n", "")
     assert admin.requests == [
@@ -167,6 +170,19 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
                     {"type": "body_contains", "text": "ok"},
                     {"type": "json_path", "path": "$.a", "op": "==", "value": "b"},
                 ],
+                "verify_tls": False,
+                "ca_file": None,
+                "client_cert_file": "/c.pem",
+                "client_key_file": "/k.pem",
+                "server_name": "b.example",
+                "ip_version": 6,
+                "connection_reuse": "never",
+                "body_limit_bytes": 1_000,
+                "connect_timeout_ms": 3_000,
+                "user_agent": "Probe/1",
+                "basic_auth": "u:p",
+                "bearer_token": None,
+                "proxy": "http://proxy:3128",
             },
         }
     ]
@@ -192,6 +208,13 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
         (("add", "http://a", "--assert", "body matches (?=x)"), "is not a regular expression of RE2"),
         (("add", "http://a", "--timeout", "never"), "timeout: must be a number with ms, s or m"),
         (("add", "http://a", "--timeout", "11m"), "timeout_ms: must be from 1 to 600000"),
+        (("add", "http://a", "--connect-timeout", "x"), "connect_timeout: must be a number with ms, s or m"),
+        (("add", "https://a", "--ca-file", "ca.pem"), "ca_file: must be the absolute path"),
+        (("add", "http://a", "--ip-version", "5"), "'5' is not one of '4', '6'"),
+        (("add", "http://a", "--connection-reuse", "once"), "connection_reuse: must be auto or never"),
+        (("add", "http://a", "--body-limit-bytes", "0"), "body_limit_bytes: must be from 1"),
+        (("add", "http://a", "--basic-auth", "u:p", "--bearer-token", "t"), "bearer_token: there is basic_auth, too"),
+        (("add", "http://a", "--bearer-token", "t", "--header", "authorization: x"), "there is a header Authorization"),
         (("add", "http://a", "--frob"), "No such option"),
         (("remove",), "Missing argument"),
         (("remove", "x"), "not a valid integer"),

@@ -169,8 +169,13 @@ def test_enable_and_disable_are_all_or_nothing(db):
 def test_export_and_import_bring_back_the_same_table(db, tmp_path):
     fill(db.url)
     sql(db.url, """UPDATE projects SET assertions = '[{"type": "certificate_days", "days": 5}]' WHERE id = 2""")
+    options = {"ca_file": "/ca.pem", "ip_version": 4, "connection_reuse": "never", "basic_auth": "u:p"}
+    written = "ca_file = '/ca.pem', ip_version = 4, connection_reuse = 'never', basic_auth = 'u:p'"
+    sql(db.url, f"UPDATE projects SET {written} WHERE id = 2")
     assert db("projects", "export", tmp_path / "all.jsonl").err == "exported 3 projects\n"
     before = db("projects", "export").out
+    (second,) = [each for each in map(json.loads, before.splitlines()) if each["id"] == 2]
+    assert options.items() <= second.items()
     assert before == (tmp_path / "all.jsonl").read_text()
     assert '"assertions":[{"days":5,"type":"certificate_days"}]' in before
     sql(db.url, "DELETE FROM projects WHERE id = 2", "UPDATE projects SET enabled = false, name = 'other'")

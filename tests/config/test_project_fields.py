@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 
 from cluster import database
 from cluster.errors import InvalidInputError
+from cluster.http_options import OPTION_NAMES, OPTIONS_SQL, HttpOptions, options_from_json
 from cluster.project import (
     FIELD_NAMES,
     ProjectFields,
     ProjectSpec,
     _is_ipv6,
+    compact,
+    decode_spec,
+    encode_spec,
     parse_header,
     parse_interval,
     project_from_map,
@@ -25,6 +29,7 @@ from cluster.project import (
 )
 
 URL = "http://a.example/"
+SECURE = "https://a.example/"
 GOOD = [
     {"url": "http://a"},
     {"url": "https://user:pa%20ss@a.example:8443/x/../y?b=2&a=%2F#frag"},
@@ -59,6 +64,20 @@ GOOD = [
     {"url": URL, "down_after": 1_000, "up_after": 1_000},
     {"url": URL, "timeout_ms": 600_000},
     {"url": URL, "name": "x" * 200, "follow_redirects": False, "enabled": False},
+    {"url": URL, "verify_tls": False, "ip_version": 4, "connection_reuse": "never", "body_limit_bytes": 1},
+    {"url": URL, "ca_file": "/etc/ssl/own ca.pem", "ip_version": 6, "body_limit_bytes": 1 << 30},
+    {"url": SECURE, "client_cert_file": "/c.pem", "server_name": "api_1.example", "connect_timeout_ms": 1},
+    {"url": "HTTPS://a/", "client_cert_file": "/c.pem", "client_key_file": "/ü.pem", "connect_timeout_ms": 600_000},
+    {"url": SECURE, "verify_tls": False, "server_name": "a" * 63 + ".b"},
+    {"url": URL, "user_agent": "Mozilla/5.0 (ü)", "basic_auth": ":", "headers": {"X-Authorization": "x"}},
+    {"url": "http://a/@", "basic_auth": "us er:pä:ss", "headers": None},
+    {"url": URL, "bearer_token": "abc.DEF-_~+/==", "headers": {"Accept": "*/*", "X-User-Agent": "x"}},
+    {"url": URL, "proxy": "http://proxy.example"},
+    {"url": SECURE, "proxy": "http://us%40er:p%2Fw@proxy.example:3128/"},
+    {"url": SECURE, "proxy": "http://[::1]:3128"},
+    {"url": "http://127.0.0.1/", "proxy": "http://[::1]:3128", "ip_version": 6},
+    {"url": "http://[::1]/", "ip_version": 6},
+    {"url": URL, **dict.fromkeys(sorted(set(OPTION_NAMES) - {"verify_tls", "connection_reuse"}))},
 ]
 BAD = [  # field named by the error, the map, and whether the table's CHECKs see it as well
     ("url", {"url": ""}, True),
@@ -148,6 +167,66 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("name", {"url": URL, "name": "a\nb"}, False),
     ("enabled", {"url": URL, "enabled": "yes"}, False),
     ("follow_redirects", {"url": URL, "follow_redirects": 1}, False),
+    ("verify_tls", {"url": URL, "verify_tls": 1}, False),
+    ("verify_tls", {"url": URL, "verify_tls": None}, False),
+    ("ca_file", {"url": URL, "ca_file": ""}, True),
+    ("ca_file", {"url": URL, "ca_file": "ca.pem"}, True),
+    ("ca_file", {"url": URL, "ca_file": "/a\nb"}, True),
+    ("ca_file", {"url": URL, "ca_file": "/" + "x" * 4_096}, True),
+    ("ca_file", {"url": URL, "ca_file": "/\ud800"}, False),
+    ("ca_file", {"url": URL, "ca_file": "/ca.pem", "verify_tls": False}, True),
+    ("ca_file", {"url": URL, "ca_file": 1}, False),
+    ("client_cert_file", {"url": SECURE, "client_cert_file": "c.pem"}, True),
+    ("client_cert_file", {"url": URL, "client_cert_file": "/c.pem"}, True),
+    ("client_key_file", {"url": SECURE, "client_key_file": "/k.pem"}, True),
+    ("client_key_file", {"url": SECURE, "client_cert_file": "/c.pem", "client_key_file": "k"}, True),
+    ("server_name", {"url": URL, "server_name": "a.example"}, True),
+    ("server_name", {"url": SECURE, "server_name": ""}, True),
+    ("server_name", {"url": SECURE, "server_name": "a..b"}, True),
+    ("server_name", {"url": SECURE, "server_name": "-a"}, True),
+    ("server_name", {"url": SECURE, "server_name": "a.example."}, True),
+    ("server_name", {"url": SECURE, "server_name": "a" * 64}, True),
+    ("server_name", {"url": SECURE, "server_name": "a." * 127}, True),
+    ("server_name", {"url": SECURE, "server_name": "bücher.example"}, True),
+    ("ip_version", {"url": URL, "ip_version": 5}, True),
+    ("ip_version", {"url": URL, "ip_version": "4"}, False),
+    ("ip_version", {"url": "http://127.0.0.1/", "ip_version": 6}, False),
+    ("ip_version", {"url": "http://[::1]/", "ip_version": 4}, False),
+    ("ip_version", {"url": URL, "ip_version": 4, "proxy": "http://[::1]:1"}, False),
+    ("ip_version", {"url": URL, "ip_version": True}, False),
+    ("connection_reuse", {"url": URL, "connection_reuse": "always"}, True),
+    ("connection_reuse", {"url": URL, "connection_reuse": None}, False),
+    ("body_limit_bytes", {"url": URL, "body_limit_bytes": 0}, True),
+    ("body_limit_bytes", {"url": URL, "body_limit_bytes": (1 << 30) + 1}, True),
+    ("body_limit_bytes", {"url": URL, "body_limit_bytes": 1.0}, False),
+    ("connect_timeout_ms", {"url": URL, "connect_timeout_ms": 0}, True),
+    ("connect_timeout_ms", {"url": URL, "connect_timeout_ms": 600_001}, True),
+    ("user_agent", {"url": URL, "user_agent": ""}, True),
+    ("user_agent", {"url": URL, "user_agent": "a\r\nb: c"}, True),
+    ("user_agent", {"url": URL, "user_agent": "x" * 1_001}, True),
+    ("user_agent", {"url": URL, "user_agent": "x", "headers": {"USER-agent": "y"}}, True),
+    ("basic_auth", {"url": URL, "basic_auth": "user"}, True),
+    ("basic_auth", {"url": URL, "basic_auth": "user:pass\n"}, True),
+    ("basic_auth", {"url": URL, "basic_auth": ":" + "x" * 4_096}, True),
+    ("basic_auth", {"url": URL, "basic_auth": "u:p", "headers": {"authorization": "x"}}, True),
+    ("basic_auth", {"url": "http://u:p@a/", "basic_auth": "u:p"}, True),
+    ("bearer_token", {"url": URL, "bearer_token": ""}, True),
+    ("bearer_token", {"url": URL, "bearer_token": "a b"}, True),
+    ("bearer_token", {"url": URL, "bearer_token": "ü"}, True),
+    ("bearer_token", {"url": URL, "bearer_token": "x" * 8_193}, True),
+    ("bearer_token", {"url": URL, "bearer_token": "x", "headers": {"A": "b", "Authorization": "x"}}, True),
+    ("bearer_token", {"url": "http://u@a/", "bearer_token": "x"}, True),
+    ("bearer_token", {"url": URL, "bearer_token": "x", "basic_auth": "u:p"}, True),
+    ("proxy", {"url": URL, "proxy": ""}, True),
+    ("proxy", {"url": URL, "proxy": "https://proxy:3128"}, True),
+    ("proxy", {"url": URL, "proxy": "socks5://proxy:1080"}, True),
+    ("proxy", {"url": URL, "proxy": "proxy:3128"}, True),
+    ("proxy", {"url": URL, "proxy": "http://proxy/path"}, True),
+    ("proxy", {"url": URL, "proxy": "http://u:a/b@proxy:1"}, True),
+    ("proxy", {"url": URL, "proxy": "http://proxy:0"}, False),
+    ("proxy", {"url": URL, "proxy": "http://proxy:99999"}, False),
+    ("proxy", {"url": URL, "proxy": "http://[::::]:1"}, False),
+    ("proxy", {"url": URL, "proxy": "http://proxy/" + "x" * 4_096}, True),
     ("project", {}, True),
     ("project", {"url": URL, "id": 3}, False),
     ("project", {"url": URL, "Method": "GET"}, False),
@@ -191,6 +270,45 @@ def test_bad_fields_are_refused_by_name_on_one_line(field, written, _in_table):
 def test_the_canonical_form(written, canonical):
     fields = project_from_map({"url": URL} | written)
     assert {name: getattr(fields, name) for name in canonical} == canonical
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"basic_auth": "hunter2"},
+        {"basic_auth": "hunter2:\n"},
+        {"basic_auth": ["hunter2"]},
+        {"bearer_token": "hunter2 x"},
+        {"bearer_token": "hunter2", "basic_auth": "a:hunter2"},
+        {"proxy": "https://u:hunter2@proxy"},
+        {"proxy": "http://u:hunter2@proxy:99999"},
+        {"proxy": "http://u:hunter2@[::::]"},
+    ],
+)
+def test_a_refusal_shows_no_secret(written):
+    with pytest.raises(InvalidInputError) as caught:
+        project_from_map({"url": URL} | written)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_options_that_make_no_sense_name_themselves():
+    assert options_from_json("[true]") == HttpOptions()
+    with pytest.raises(InvalidInputError, match="options of its row"):
+        options_from_json('[true, null, null, null, null, "x"]')
+
+
+def test_a_spec_of_an_older_version_has_no_options():
+    old = msgspec.msgpack.encode([7, URL, 1_000, 0, "GET", [], None, "200", 30_000, True])
+    assert decode_spec(old) == ProjectSpec(7, URL, 1_000, 0)
+
+
+def test_equal_options_are_kept_once():
+    made = [
+        compact(decode_spec(encode_spec(ProjectSpec(n, URL, 1_000, 0, options=HttpOptions(verify_tls=False)))))
+        for n in range(2)
+    ]
+    assert made[0].options is made[1].options
+    assert compact(ProjectSpec(7, URL, 1_000, 0)).options is None
 
 
 JSON = st.recursive(
@@ -246,6 +364,7 @@ ROW = {
     "timeout_ms": 1_000,
     "follow_redirects": True,
     "assertions": None,
+    "options": None,
     "since": SINCE,
 }
 
@@ -283,17 +402,26 @@ async def test_the_table_takes_what_is_good_and_refuses_what_is_bad(database_url
                     continue
                 pytest.fail(f"the table took {short(written)}")
         rows = await conn.fetch(
-            "SELECT p.*, s.since FROM projects p LEFT JOIN project_spans s ON s.project_id = p.id ORDER BY p.id"
+            f"SELECT p.*, {OPTIONS_SQL} AS options, s.since "
+            "FROM projects p LEFT JOIN project_spans s ON s.project_id = p.id ORDER BY p.id"
         )
         for row, written in zip(rows, GOOD, strict=True):
             fields = project_from_map(written)
             spec = spec_from_row(row)
             assert (spec.url, spec.interval_ms, spec.method) == (fields.url, fields.interval_ms, fields.method)
             assert dict(spec.headers) == (fields.headers or {})
+            options = HttpOptions(*(getattr(fields, name) for name in OPTION_NAMES))
+            assert spec.options == (None if options == HttpOptions() else options)
     finally:
         await conn.close()
 
 
 def test_every_column_that_people_write_is_a_field():
-    assert set(FIELD_NAMES) | {"id", "since"} == set(ROW) | {"name", "enabled", "down_after", "up_after"}
+    assert set(FIELD_NAMES) | {"id", "since", "options"} == set(ROW) | {
+        "name",
+        "enabled",
+        "down_after",
+        "up_after",
+        *OPTION_NAMES,
+    }
     assert ProjectFields(url=URL) == validate(ProjectFields(url=URL))

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.assertions import encode_assertions, validate_assertions
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.http_options import HttpOptions
 from cluster.project import FIELD_NAMES, JSON_FIELDS, ProjectFields, decode_spec
 from coordinator import projects as projects_module
 from coordinator.journal import ProjectJournal
@@ -550,6 +551,41 @@ async def test_every_field_of_an_added_project_is_in_its_row(sql, running):
     row = dict(await sql.fetchrow("SELECT * FROM projects WHERE id = $1", project_id))
     row |= {name: json.loads(row[name]) for name in JSON_FIELDS}
     assert {name: row[name] for name in FIELD_NAMES} == {name: getattr(written, name) for name in FIELD_NAMES}
+
+
+OPTIONS = {
+    "verify_tls": False,
+    "client_cert_file": "/c.pem",
+    "client_key_file": "/k.pem",
+    "server_name": "a.example",
+    "ip_version": 6,
+    "connection_reuse": "never",
+    "body_limit_bytes": 7,
+    "connect_timeout_ms": 8,
+    "user_agent": "ü",
+    "bearer_token": "t",
+    "proxy": "http://p:1",
+}
+
+
+async def test_options_reach_the_core_however_they_are_written(sql, running):
+    it = await running().start().loaded()
+    added = await it.requests.insert(ProjectFields(url="https://a/", **OPTIONS))
+    names = ", ".join(OPTIONS)
+    places = ", ".join(f"${number}" for number in range(1, len(OPTIONS) + 1))
+    written = await sql.fetchval(
+        f"INSERT INTO projects (url, {names}) VALUES ('https://a/', {places}) RETURNING id", *OPTIONS.values()
+    )
+    plain = await it.requests.insert(ProjectFields(url="https://a/"))
+    await until(lambda: it.sink.has_project(written))
+    assert it.sink.spec(added).options == it.sink.spec(written).options == HttpOptions(**OPTIONS)
+    assert it.sink.spec(plain).options is None
+    await sql.execute("UPDATE projects SET basic_auth = 'u:p', bearer_token = NULL WHERE id = $1", written)
+    await until(lambda: it.sink.spec(written).options.basic_auth == "u:p")
+    await sql.execute("UPDATE projects SET ca_file = '/ca.pem' WHERE id = $1", plain)
+    await until(lambda: it.sink.spec(plain).options == HttpOptions(ca_file="/ca.pem"))
+    await sql.execute("UPDATE projects SET ca_file = NULL WHERE id = $1", plain)
+    await until(lambda: it.sink.spec(plain).options is None)
 
 
 async def test_rows_that_brought_their_own_ids_are_no_obstacle(sql, running):

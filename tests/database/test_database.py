@@ -12,6 +12,7 @@ import pytest
 from cluster import database
 from cluster.database import Failure
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.http_options import OPTIONS_SQL
 from tests.conftest import with_database
 
 
@@ -123,6 +124,24 @@ async def test_migrate_applies_everything_once(empty):
         (number, name, True) for number, name in enumerate(names, start=1)
     ]
     assert await database.schema_version(empty) == len(names)
+
+
+async def test_projects_of_before_set_no_http_options_and_stay_as_they_are(empty, monkeypatch):
+    every = database.migrations()
+    monkeypatch.setattr(database, "migrations", lambda: every[:3])
+    await database.migrate(empty)
+    await empty.execute(
+        "INSERT INTO projects (url, headers) VALUES ('http://u:p@h/', $1), ('https://h/', 'null'), ('http://h/', NULL)",
+        '{"Authorization": "x", "User-Agent": "y"}',
+    )
+    before = [dict(row) for row in await empty.fetch("SELECT * FROM projects ORDER BY id")]
+    spans = await empty.fetch("SELECT * FROM project_spans ORDER BY project_id")
+    monkeypatch.setattr(database, "migrations", lambda: every)
+    assert (await database.migrate(empty))[0] == "0004_http_options"
+    rows = await empty.fetch(f"SELECT p.*, {OPTIONS_SQL} AS options FROM projects p ORDER BY id")
+    assert [{name: row[name] for name in before[0]} for row in rows] == before
+    assert [row["options"] for row in rows] == [None] * 3
+    assert await empty.fetch("SELECT * FROM project_spans ORDER BY project_id") == spans
 
 
 async def test_a_sequence_of_ids_that_was_exhausted_has_room_again(empty, monkeypatch):

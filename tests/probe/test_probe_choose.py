@@ -7,6 +7,7 @@ import pytest
 from probe_scripts import Peer, answer, check, redirect, spec, until
 from test_probe_failures import no_descriptors_left
 
+from cluster.http_options import HttpOptions
 from cluster.secret_values import SecretSource
 from worker.probe.choose import ChoosingProber, engine_for
 from worker.probe.interface import probe
@@ -31,7 +32,9 @@ async def choosing(authority, names):
         ({"method": "HEAD"}, "lean"),
         ({"method": "x-Odd~1"}, "lean"),
         ({"headers": (("X-Upgrade", "1"), ("Connection", "close"))}, "lean"),
+        ({"options": HttpOptions(verify_tls=False, proxy="http://p:1", connection_reuse="never")}, "lean"),
         ({"headers": UPGRADE}, "aiohttp"),
+        ({"headers": UPGRADE, "options": HttpOptions(ip_version=4)}, "aiohttp"),
         ({"headers": (("uPGRADE", "x"),)}, "aiohttp"),
     ],
 )

@@ -7,7 +7,7 @@ repeated.
 
 When descriptors run out, the connections that wait for a next request are closed and the connect is tried once more.
 
-Not here: when a poll is due, how many run at once, per-host limits, storing results; HTTP/2, proxies, cookies.
+Not here: when a poll is due, how many run at once, per-host limits, storing results; HTTP/2, cookies.
 """
 
 import asyncio
@@ -168,7 +168,7 @@ class AiohttpProber:
             raise ProbeError("invalid_request", str(error)) from error
         only_new = False
         while True:
-            origin = request.target.origin
+            origin = request.origin
             poll.peer = str(origin)
             _expect_to_go_on(poll)
             connection = None if only_new else self._kept.take(origin, time.monotonic())
@@ -225,15 +225,20 @@ class AiohttpProber:
     def _answer(
         self, poll: PollInFlight, connection: Connection, message: RawResponseMessage, body: Body, ended_at: float
     ) -> Answer:
+        limit_bytes = self._limit_bytes(poll)
         return Answer(
             message.code,
             (ended_at - poll.started_at) * 1e3,
             [(_text(name), _text(value)) for name, value in message.raw_headers],
-            None if body.kept is None else b"".join(body.kept)[: self._body_limit_bytes],
+            None if body.kept is None else b"".join(body.kept)[:limit_bytes],
             body.whole,
             connection.certificate,
-            self._body_limit_bytes,
+            limit_bytes,
         )
+
+    def _limit_bytes(self, poll: PollInFlight) -> int:
+        options = poll.spec.options
+        return (options and options.body_limit_bytes) or self._body_limit_bytes
 
     def _request(self, spec: ProjectSpec) -> HttpRequest:
         cached = self._requests.get(spec.id)
@@ -271,6 +276,7 @@ class AiohttpProber:
     ) -> Body:
         """Count the body up to the limit, and keep it when it is looked at."""
         body = Body([] if judge is not None and judge.needs_body else None)
+        limit_bytes = self._limit_bytes(poll)
         size = poll.size_bytes = 0
         try:
             while chunk := await payload.readany():
@@ -278,7 +284,7 @@ class AiohttpProber:
                 if body.kept is not None:
                     body.kept.append(chunk)
                 poll.size_bytes = size
-                if size >= self._body_limit_bytes and not payload.is_eof():
+                if size >= limit_bytes and not payload.is_eof():
                     body.whole = False
                     break
         except (ClientError, OSError, HttpProcessingError) as error:
@@ -288,8 +294,8 @@ class AiohttpProber:
         if connection.lost and isinstance(connection.lost_error, OSError):
             # A body that only the end of the connection delimits, and the end was none.
             raise from_lost(connection.lost_error, poll.peer, f"after {size} body bytes")
-        poll.size_bytes = min(size, self._body_limit_bytes)
-        body.whole = body.whole and size <= self._body_limit_bytes
+        poll.size_bytes = min(size, limit_bytes)
+        body.whole = body.whole and size <= limit_bytes
         return body
 
 

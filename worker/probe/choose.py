@@ -8,6 +8,7 @@ The lean engine does all that a project can ask for but one thing, and so nearly
 
 A project's headers may refer to secrets (``cluster.secret_references``).  They are looked up for each poll, so that one
 that changed is sent the next time; a poll whose reference stands for nothing ends at once, as ``invalid_request``.
+HTTP options say nothing of that: what they change lies in the parts that both engines have in common.
 
 The engines share no connections and no kept names, and lack of descriptors is met by both.
 """

@@ -44,6 +44,7 @@ class Connection(ResponseHandler, Openable):
         self.lost = False
         self.lost_error: BaseException | None = None
         self.fault: str | None = None  # why what came is not HTTP
+        self._once = origin.settings is not None and origin.settings.once
         self._without_body = False
         self._head_complete = True
         self._head = b""  # what came of the answer while its head is not complete
@@ -185,7 +186,7 @@ class Connection(ResponseHandler, Openable):
 
     @property
     def keep(self) -> bool:
-        return self.is_connected() and not self.should_close and not self.writing_paused
+        return self.is_connected() and not self.should_close and not self.writing_paused and not self._once
 
     def discard(self) -> None:
         """Close without ceremony."""

@@ -1,7 +1,8 @@
 """New connections: name, TCP connect over all addresses (happy eyeballs), TLS handshake, each timed on its own.
 
 It is the same for every engine, which says what is to speak HTTP on a connection.  A TLS session is never resumed: a
-poll on a new connection is there to see the certificate, too.
+poll on a new connection is there to see the certificate, too.  An origin's settings say which way it leads, whom to
+trust and who we are; by a proxy, ``dns``, ``connect`` and the address are those of the proxy, the tunnel included.
 
 Each address is put before a :class:`Guard` when it is about to be connected to, and it is that address, not the name,
 that is connected to; of a name's addresses those that are refused are left out.
@@ -22,18 +23,22 @@ from typing import Generic, TypeVar, cast
 
 import aiohappyeyeballs
 
+from worker.probe.connection_settings import ConnectionSettings, Proxy
 from worker.probe.errors import ProbeError, from_connect, from_handshake, most_telling
 from worker.probe.guard import Guard
-from worker.probe.in_flight import PollInFlight
+from worker.probe.in_flight import LATE_MAX_S, PollInFlight
 from worker.probe.lookup_threads import AddressInfo, Lookup
 from worker.probe.pool import MakeRoom
 from worker.probe.request import Origin
 from worker.probe.resolver import Resolver
+from worker.probe.tls_contexts import TlsContexts
+from worker.probe.tunnel import open_tunnel
 
 HAPPY_EYEBALLS_DELAY_S = 0.25
 TLS_LIMIT_S = 660.0  # above every time-out a project may have: the poll's own deadline is what ends a handshake
 TLS_SHUTDOWN_S = 2.0
 OWN_LOOKUP_S = 2.0  # for the addresses of an endpoint of our own
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - where it leads to is not what it says
 
 
@@ -68,9 +73,11 @@ class Connector(Generic[C]):
         self._resolver = Resolver(lookup)
         self._tls = tls
         self._guard = guard
+        self._contexts = TlsContexts()
 
     def close(self) -> None:
         self._resolver.close()
+        self._contexts.close()
 
     async def connect(self, poll: PollInFlight, origin: Origin) -> C:
         """Raises ProbeError."""
@@ -82,23 +89,47 @@ class Connector(Generic[C]):
         return await self._open(poll, origin)
 
     async def _open(self, poll: PollInFlight, origin: Origin) -> C:
-        named = await self._own_addresses(origin) if origin.port in self._guard.names else None
-        addresses = _literal(origin) or self._resolver.kept(origin.host, origin.port)
+        settings = origin.settings
+        tls = None if origin.scheme == "http" else await self._tls_context(poll, settings)
+        place = origin if settings is None or settings.proxy is None else settings.proxy
+        named = await self._own_addresses(place) if place.port in self._guard.names else None
+        addresses = _literal(place.host, place.port) or self._resolver.kept(place.host, place.port)
         begun_at = time.monotonic()
         if addresses is None:
             poll.phase = "lookup"
-            addresses = await self._resolver.resolve(origin.host, origin.port)
+            addresses = await self._resolver.resolve(place.host, place.port)
             found_at = time.monotonic()
             poll.dns_s = (poll.dns_s or 0.0) + found_at - begun_at
             begun_at = found_at
+        if settings is not None and settings.ip_version is not None:
+            addresses = _of_version(addresses, settings.ip_version, place.host)
         poll.phase = "connect"
-        addresses = self._permitted(origin, addresses, named)
+        addresses = self._permitted(place, addresses, named)
+        options = poll.spec.options
+        if options is None or options.connect_timeout_ms is None:
+            return await self._connect(poll, origin, addresses, tls, begun_at)
+        limit_s = options.connect_timeout_ms / 1e3
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._connect(poll, origin, addresses, tls, begun_at)
+        except TimeoutError as error:
+            raise _connect_timeout(poll, limit_s, time.monotonic() - begun_at - limit_s) from error
+
+    async def _connect(
+        self,
+        poll: PollInFlight,
+        origin: Origin,
+        addresses: Sequence[AddressInfo],
+        tls: ssl.SSLContext | None,
+        begun_at: float,
+    ) -> C:
+        proxy = origin.settings.proxy if tls is not None and origin.settings is not None else None
         factory = functools.partial(self._make_connection, origin)
-        if len(addresses) == 1 and len(addresses[0][4]) == 2 and addresses[0][4][0] != ANY_ADDRESS:
+        if proxy is None and len(addresses) == 1 and len(addresses[0][4]) == 2 and addresses[0][4][0] != ANY_ADDRESS:
             host, port = addresses[0][4]
-            if origin.scheme == "http":
+            if tls is None:
                 return await self._connect_plain(poll, factory, host, port, begun_at)
-            return await self._connect_tls(poll, factory, host, port, begun_at, origin)
+            return await self._connect_tls(poll, factory, host, port, begun_at, origin, tls)
         attempts = ConnectAttempts(self._loop)
         try:
             connected = await aiohappyeyeballs.start_connection(
@@ -110,9 +141,15 @@ class Connector(Generic[C]):
         except OSError as error:
             telling = most_telling(attempts.failures) or error
             raise from_connect(telling, poll.peer, attempts.failures) from telling
+        if proxy is not None:
+            try:
+                await open_tunnel(poll, connected, origin.place, proxy)
+            except BaseException:
+                connected.close()
+                raise
         connected_at = time.monotonic()
         poll.connect_s = (poll.connect_s or 0.0) + connected_at - begun_at
-        if origin.scheme == "http":
+        if tls is None:
             try:
                 _, connection = await self._loop.create_connection(factory, sock=connected)
             except OSError as error:
@@ -125,7 +162,7 @@ class Connector(Generic[C]):
             _, connection = await self._loop.create_connection(
                 factory,
                 sock=connected,
-                ssl=self._tls_context(),
+                ssl=tls,
                 server_hostname=_certified_name(origin),
                 ssl_handshake_timeout=TLS_LIMIT_S,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_S,
@@ -137,7 +174,7 @@ class Connector(Generic[C]):
         return connection
 
     def _permitted(
-        self, origin: Origin, addresses: Sequence[AddressInfo], named: Mapping[str, Collection[str]] | None
+        self, place: Origin | Proxy, addresses: Sequence[AddressInfo], named: Mapping[str, Collection[str]] | None
     ) -> Sequence[AddressInfo]:
         """Those that may be connected to.  Raises ProbeError when none may."""
         refusals = [self._guard.refusal(info[4][0], info[4][1], named) for info in addresses]
@@ -147,20 +184,20 @@ class Connector(Generic[C]):
         if permitted:
             return permitted
         others = f" (its other addresses, {len(addresses) - 1}, are refused, too)" if len(addresses) > 1 else ""
-        raise ProbeError("blocked", f"{origin} is not polled: {addresses[0][4][0]} is {refusals[0]}{others}")
+        raise ProbeError("blocked", f"{place} is not polled: {addresses[0][4][0]} is {refusals[0]}{others}")
 
-    async def _own_addresses(self, origin: Origin) -> dict[str, list[str]]:
+    async def _own_addresses(self, place: Origin | Proxy) -> dict[str, list[str]]:
         """Where the names lead to of what is our own at that port.  Without knowing that, nothing there is polled."""
         found = {}
-        for name in self._guard.names[origin.port]:
-            addresses = self._resolver.kept(name, origin.port)
+        for name in self._guard.names[place.port]:
+            addresses = self._resolver.kept(name, place.port)
             if addresses is None:
                 try:
-                    addresses = await asyncio.wait_for(self._resolver.resolve(name, origin.port), OWN_LOOKUP_S)
+                    addresses = await asyncio.wait_for(self._resolver.resolve(name, place.port), OWN_LOOKUP_S)
                 except (ProbeError, TimeoutError) as error:
                     raise ProbeError(
                         "local",
-                        f"{origin} may be what the cluster has at {name}:{origin.port}; nothing is polled at that port "
+                        f"{place} may be what the cluster has at {name}:{place.port}; nothing is polled at that port "
                         "before that name can be looked up",
                     ) from error
             found[name] = [info[4][0] for info in addresses]
@@ -179,9 +216,16 @@ class Connector(Generic[C]):
         return connection
 
     async def _connect_tls(
-        self, poll: PollInFlight, factory: Callable[[], C], host: str, port: int, begun_at: float, origin: Origin
+        self,
+        poll: PollInFlight,
+        factory: Callable[[], C],
+        host: str,
+        port: int,
+        begun_at: float,
+        origin: Origin,
+        tls: ssl.SSLContext,
     ) -> C:
-        handshake = HandshakeContext(self._tls_context(), poll, host, begun_at)
+        handshake = HandshakeContext(tls, poll, host, begun_at)
         try:
             _, connection = await self._loop.create_connection(
                 factory,
@@ -198,7 +242,10 @@ class Connector(Generic[C]):
         poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - handshake.begun_at
         return connection
 
-    def _tls_context(self) -> ssl.SSLContext:
+    async def _tls_context(self, poll: PollInFlight, settings: ConnectionSettings | None) -> ssl.SSLContext:
+        if settings is not None and settings.tls is not None:
+            poll.phase = "files"
+            return await self._contexts.get(settings.tls)
         if self._tls is None:
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
@@ -256,6 +303,8 @@ class HandshakeContext:
 
 
 def _certified_name(origin: Origin) -> str:
+    if origin.settings is not None and origin.settings.server_name is not None:
+        return origin.settings.server_name
     return origin.host.rstrip(".").partition("%")[0]
 
 
@@ -263,20 +312,36 @@ def _is_lack_of_descriptors(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
 
 
+def _of_version(addresses: Sequence[AddressInfo], version: int, host: str) -> Sequence[AddressInfo]:
+    found = [info for info in addresses if info[0] == FAMILIES[version]]
+    if not found:
+        raise ProbeError("dns", f"{host} has no IPv{version} address of use here, and the project asks for one")
+    return found
+
+
+def _connect_timeout(poll: PollInFlight, limit_s: float, late_s: float) -> ProbeError:
+    if late_s > LATE_MAX_S:
+        return ProbeError(
+            "local",
+            f"this machine was too busy or asleep: connect time-out of {limit_s:g} s noticed {late_s:.1f} s late",
+        )
+    return ProbeError("connect_timeout", f"connect time-out of {limit_s:g} s passed {poll.doing()} {poll.peer}")
+
+
 @functools.lru_cache(maxsize=4_096)
-def _literal(origin: Origin) -> list[AddressInfo] | None:
+def _literal(host: str, port: int) -> list[AddressInfo] | None:
     """The address a host is, when it is one."""
     try:
-        version = ipaddress.ip_address(origin.host).version
+        version = ipaddress.ip_address(host).version
     except ValueError:
         return None
     if version == 4:
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (origin.host, origin.port))]
-    address, _, zone = origin.host.partition("%")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
+    address, _, zone = host.partition("%")
     scope = 0
     if zone:
         try:
             scope = int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
         except OSError:
             scope = 0
-    return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, origin.port, 0, scope))]
+    return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, scope))]

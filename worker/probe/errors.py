@@ -37,11 +37,11 @@ ErrorCode = Literal[
 ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
 
 MEANINGS: dict[ErrorCode, str] = {
-    "dns": "the host's name could not be resolved, or not in time",
+    "dns": "the host's name could not be resolved, or not in time, or not to an address of the project's IP version",
     "blocked": "an address or a scheme that must not be polled; nothing was sent there",
     "connect_refused": "nothing listens on that port",
-    "connect_unreachable": "there is no way to the host",
-    "connect_timeout": "the time-out passed while connecting, TLS handshake included",
+    "connect_unreachable": "there is no way to the host, or its proxy refuses to lead there",
+    "connect_timeout": "the time-out, or that for connecting, passed while connecting, TLS handshake included",
     "tls_verify": "the certificate is not one to trust for this host",
     "tls_expired": "the certificate, or one it rests on, has expired",
     "tls_other": "the TLS handshake or the encrypted connection failed in another way",
@@ -54,7 +54,7 @@ MEANINGS: dict[ErrorCode, str] = {
     "body_limit": "the body was longer than is read, and without its end nothing can be said",
     "status_mismatch": "a complete answer, with a status that is not expected",
     "assertion_failed": "a complete answer with an expected status, of which an assertion does not hold",
-    "invalid_request": "the project's fields can't be made into a request",
+    "invalid_request": "the project's fields, or what is in its TLS files, can't be made into a request",
     "local": "this machine could not make the poll; it says nothing about the target (status unknown)",
 }
 

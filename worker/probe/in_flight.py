@@ -12,7 +12,7 @@ from worker.probe.interface import OnOutcome, ProbeOutcome
 
 LATE_MAX_S = 0.5  # a time-out noticed later than this tells of our loop, not of the target
 
-Phase = Literal["lookup", "connect", "handshake", "send", "wait", "body"]
+Phase = Literal["files", "lookup", "connect", "handshake", "send", "wait", "body"]
 
 
 class PollConnection(Protocol):
@@ -107,6 +107,8 @@ class PollInFlight:
                 "total_timeout", f"time-out of {limit} passed after {self.hops} redirect(s), {self.doing()} {self.peer}"
             )
         match self.phase:
+            case "files":
+                return ProbeError("local", f"time-out of {limit} passed {self.doing()} {self.peer}")
             case "lookup":
                 return ProbeError("dns", f"looking up {self.peer}: no answer within {limit}")
             case "connect" | "handshake":
@@ -118,6 +120,7 @@ class PollInFlight:
 
     def doing(self) -> str:
         return {
+            "files": "reading the TLS files for",
             "lookup": "looking up",
             "connect": "connecting to",
             "handshake": "in the TLS handshake with",

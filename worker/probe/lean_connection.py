@@ -42,7 +42,7 @@ class Hop:
 
     def __init__(self, request: HttpRequest) -> None:
         self.request = request
-        self.origin = request.target.origin
+        self.origin = request.origin
         self.peer = str(self.origin)
         self.wire = request.wire
         self.without_body = request.method == "HEAD"  # so is its answer
@@ -51,11 +51,12 @@ class Hop:
 class Plan:
     """What the polls of a project have in common."""
 
-    __slots__ = ("assertions", "expected", "first", "keeps_body", "spec")
+    __slots__ = ("assertions", "body_limit_bytes", "expected", "first", "keeps_body", "spec")
 
-    def __init__(self, spec: ProjectSpec) -> None:
-        """Raises ValueError, in words for people."""
+    def __init__(self, spec: ProjectSpec, body_limit_bytes: int) -> None:
+        """``body_limit_bytes``: unless the project has its own.  Raises ValueError, in words for people."""
         self.spec = spec
+        self.body_limit_bytes = (spec.options and spec.options.body_limit_bytes) or body_limit_bytes
         self.expected = parse_expected(spec.expected_status)
         self.first = Hop(first_request(spec))
         self.assertions = spec.assertions
@@ -147,7 +148,8 @@ class LeanConnection(asyncio.Protocol, Openable):
         self._gone: asyncio.Future[None] | None = None
         self._paused = self._without_body = False
         self._is_new = True  # until its first exchange
-        self._spoiled = False  # more came than was asked for, or no HTTP
+        # No other exchange may follow: it is for one only, or more came than was asked for, or no HTTP.
+        self._spoiled = origin.settings is not None and origin.settings.once
         self._renew_parser()
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ It keeps the rules of ``aiohttp_engine``, and the contract suite runs over both:
 the one retry, of a request that was sent on a kept connection and lost it before any byte of an answer, on a new
 connection; room made once when descriptors run out.
 
-Not here: when a poll is due, how many run at once, per-host limits, storing results; HTTP/2, proxies, cookies; what two
+Not here: when a poll is due, how many run at once, per-host limits, storing results; HTTP/2, cookies; what two
 peers say to each other after a 101.
 """
 
@@ -129,7 +129,7 @@ class LeanProber:
 
     def _make_plan(self, spec: ProjectSpec) -> Plan:
         try:
-            plan = Plan(spec)
+            plan = Plan(spec, self._body_limit_bytes)
         except ValueError as error:
             raise ProbeError("invalid_request", str(error)) from error
         if len(plan.first.wire) <= PLAN_MAX_BYTES:
@@ -209,7 +209,7 @@ class LeanProber:
             if connection.status in REDIRECT_STATUSES and self._follow(connection, poll):
                 return False
             connection.looked_at = True
-        return connection.complete or connection.size >= self._body_limit_bytes
+        return connection.complete or connection.size >= poll.plan.body_limit_bytes
 
     def lost(self, connection: LeanConnection, poll: LeanPoll) -> None:
         try:
@@ -262,8 +262,9 @@ class LeanProber:
         sent_at = connection.sent_at
         began_at = sent_at if sent_at is not None and sent_at <= first_byte_at else connection.began_at
         status = connection.status
-        size = min(connection.size, self._body_limit_bytes)
-        assertions = poll.plan.assertions
+        plan = poll.plan
+        size = min(connection.size, plan.body_limit_bytes)
+        assertions = plan.assertions
         answer = None if assertions is None else self._answer(connection, poll, ended_at)
         connection.end()
         poll.connection = None
@@ -271,7 +272,7 @@ class LeanProber:
         dns_ms = connect_ms = tls_ms = None
         if needed := poll.needed_connection:
             dns_ms, connect_ms, tls_ms = as_ms(poll.dns_s), as_ms(poll.connect_s), as_ms(poll.tls_s)
-        matches = status in poll.plan.expected
+        matches = status in plan.expected
         outcome = ProbeOutcome(
             "success" if matches else "failure",
             status,
@@ -296,14 +297,15 @@ class LeanProber:
 
     def _answer(self, connection: LeanConnection, poll: LeanPoll, ended_at: float) -> Answer:
         kept = connection.kept
+        limit_bytes = poll.plan.body_limit_bytes
         return Answer(
             connection.status,
             (ended_at - poll.started_at) * 1e3,
             connection.fields().pairs(),
-            None if kept is None else b"".join(kept)[: self._body_limit_bytes],
-            connection.size <= self._body_limit_bytes and (connection.complete or connection.is_lost),
+            None if kept is None else b"".join(kept)[:limit_bytes],
+            connection.size <= limit_bytes and (connection.complete or connection.is_lost),
             connection.certificate,
-            self._body_limit_bytes,
+            limit_bytes,
         )
 
     def _judge(self, poll: LeanPoll, judge: Judge, answer: Answer, outcome: ProbeOutcome) -> None:

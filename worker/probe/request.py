@@ -5,8 +5,9 @@ Rules:
 - The request target is the project's URL as written, byte for byte, from the path to before the fragment; only
   characters outside ASCII are percent-encoded, since they can't be sent.
 - One Host: the project's own header if it has one, else the URL's.  The project's headers follow as given, then
-  User-Agent and Accept unless given, then Content-Length.  Nothing else is added, no Content-Type, and no
-  Accept-Encoding but ``identity`` when the body is looked at.
+  Authorization of its options, User-Agent and Accept unless given, then Content-Length.  Nothing else is added: no
+  Content-Type, no Accept-Encoding but ``identity`` when the body is looked at; ``Connection: close`` where a connection is for one request only.
+- To a proxy the request target is the whole URL, if it is one of http; it is otherwise the same.
 - A redirect to another origin (scheme, host, port) takes along only headers that can't carry a secret.
 
 It resolves no names and opens nothing.  What can't be made into a request is ``ValueError`` in words for people.
@@ -16,13 +17,15 @@ import base64
 import functools
 import ipaddress
 import re
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote_from_bytes
 
 import msgspec
 from yarl import URL
 
 from cluster import __version__
+from cluster.http_options import HttpOptions
 from cluster.project import ProjectSpec
+from worker.probe.connection_settings import ConnectionSettings, basic, settings_of
 from worker.probe.judging import judge_for
 
 USER_AGENT = f"ringpoll/{__version__}"
@@ -67,24 +70,31 @@ class ForeignSchemeError(ValueError):
 
 
 class Origin(msgspec.Struct, frozen=True, cache_hash=True):
-    """Where a connection leads: the key under which connections are kept."""
+    """Where a connection leads, and what it is: the key under which connections are kept."""
 
     scheme: str
     host: str  # lower case, without brackets
     port: int
+    settings: ConnectionSettings | None = None  # None: an ordinary one
 
     def __str__(self) -> str:
+        if self.settings is not None and self.settings.proxy is not None:
+            return f"{self.place} by proxy {self.settings.proxy}"
+        return self.place
+
+    @property
+    def place(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @functools.lru_cache(maxsize=ORIGINS_KEPT)
-def origin_of(scheme: str, host: str, port: int) -> Origin:
+def origin_of(scheme: str, host: str, port: int, settings: ConnectionSettings | None = None) -> Origin:
     """One object for all that lead there: what is looked up by it is found at first sight, and it is kept once."""
-    return Origin(scheme, host, port)
+    return Origin(scheme, host, port, settings)
 
 
 class Target(msgspec.Struct, frozen=True):
-    origin: Origin
+    origin: Origin  # without settings
     authority: str  # for Host: no user, no default port
     request_target: str
     userinfo: str | None
@@ -95,6 +105,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
 
     method: str
     target: Target
+    origin: Origin  # of the target, with the settings of the connection
     content_dropped: bool  # a redirect made it a GET: the project's body stays behind for good
     wire: bytes
 
@@ -236,7 +247,7 @@ def first_request(spec: ProjectSpec) -> HttpRequest:
     if declared and declared != [str(len(body))]:
         raise ValueError(f"header Content-Length says {', '.join(declared)}, and the body has {len(body)} bytes")
     target = parse_target(spec.url)
-    return _request(method, target, spec.headers, body, target.userinfo, looks_at_body=looks_at_body(spec))
+    return _request(spec, method, target, spec.headers, body, target.userinfo, at_home=True)
 
 
 def redirected_request(
@@ -254,38 +265,57 @@ def redirected_request(
     )
     body = b"" if dropped else (spec.body or "").encode("utf-8", "surrogateescape")
     userinfo = target.userinfo or (own.userinfo if at_home else None)
-    return _request(method, target, headers, body, userinfo, content_dropped=dropped, looks_at_body=looks_at_body(spec))
+    return _request(spec, method, target, headers, body, userinfo, at_home=at_home, content_dropped=dropped)
 
 
 def _request(
+    spec: ProjectSpec,
     method: str,
     target: Target,
     headers: tuple[tuple[str, str], ...],
     body: bytes,
     userinfo: str | None,
     *,
+    at_home: bool,
     content_dropped: bool = False,
-    looks_at_body: bool = False,
 ) -> HttpRequest:
     given = {name.lower() for name, _ in headers}
-    lines = [f"{method} {target.request_target} HTTP/1.1"]
+    origin = target.origin
+    settings = None if spec.options is None else settings_of(spec.options, origin.scheme, at_home=at_home)
+    proxy = None if settings is None or origin.scheme == "https" else settings.proxy
+    before_path = "" if proxy is None else f"http://{target.authority}"
+    lines = [f"{method} {before_path}{target.request_target} HTTP/1.1"]
     if "host" in given:
         lines += [f"{name}: {value}" for name, value in headers if name.lower() == "host"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
     else:
         lines.append(f"Host: {target.authority}")
         lines += [f"{name}: {value}" for name, value in headers]
-    if userinfo is not None and "authorization" not in given:
-        user, _, password = userinfo.partition(":")
-        secret = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
-        lines.append(f"Authorization: Basic {base64.b64encode(secret).decode()}")
+    if "authorization" not in given:
+        if userinfo is not None:
+            user, _, password = userinfo.partition(":")
+            lines.append(f"Authorization: {basic(user, password)}")
+        elif spec.options is not None and at_home:
+            lines += _authorization(spec.options)
+    if proxy is not None and proxy.authorization is not None and "proxy-authorization" not in given:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    if settings is not None and settings.once and "connection" not in given:
+        lines.append("Connection: close")
     if "user-agent" not in given:
-        lines.append(f"User-Agent: {USER_AGENT}")
+        lines.append(f"User-Agent: {(spec.options and spec.options.user_agent) or USER_AGENT}")
     if "accept" not in given:
         lines.append("Accept: */*")
-    if looks_at_body and "accept-encoding" not in given:
+    if looks_at_body(spec) and "accept-encoding" not in given:
         lines.append("Accept-Encoding: identity")
     if (body or method in _METHODS_WITH_BODY) and "content-length" not in given:
         lines.append(f"Content-Length: {len(body)}")
     head = ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
-    return HttpRequest(method=method, target=target, content_dropped=content_dropped, wire=head + body)
+    if settings is not None:
+        origin = origin_of(origin.scheme, origin.host, origin.port, settings)
+    return HttpRequest(method=method, target=target, origin=origin, content_dropped=content_dropped, wire=head + body)
+
+
+def _authorization(options: HttpOptions) -> list[str]:
+    if options.basic_auth is not None:
+        return [f"Authorization: Basic {base64.b64encode(options.basic_auth.encode()).decode()}"]
+    return [] if options.bearer_token is None else [f"Authorization: Bearer {options.bearer_token}"]
