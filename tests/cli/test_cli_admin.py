@@ -144,6 +144,7 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
         "add", "https://a.example/x?y=%2F", "--name", "my api", "--interval", "30s", "--method", "post",
         "--header", "X-A: b: c", "--header", "Accept: */*", "--body", '{"a": 1}', "--expected-status", "2xx, 301",
         "--timeout", "1500ms", "--no-follow-redirects", "--down-after", "3", "--up-after", "2", "--disabled",
+        "--assert", "body contains ok", "--assert", 'json $.a == "b"',
         "--no-verify-tls", "--client-cert-file", "/c.pem", "--client-key-file", "/k.pem", "--server-name", "b.example",
         "--ip-version", "6", "--connection-reuse", "never", "--body-limit-bytes", "1000", "--connect-timeout", "3s",
         "--user-agent", "Probe/1", "--basic-auth", "u:p", "--proxy", "http://proxy:3128",

@@ -137,7 +137,7 @@ async def test_projects_of_before_set_no_http_options_and_stay_as_they_are(empty
     before = [dict(row) for row in await empty.fetch("SELECT * FROM projects ORDER BY id")]
     spans = await empty.fetch("SELECT * FROM project_spans ORDER BY project_id")
     monkeypatch.setattr(database, "migrations", lambda: every)
-    assert (await database.migrate(empty))[0] == "0004_http_options"
+    assert "0006_http_options" in await database.migrate(empty)
     rows = await empty.fetch(f"SELECT p.*, {OPTIONS_SQL} AS options FROM projects p ORDER BY id")
     assert [{name: row[name] for name in before[0]} for row in rows] == before
     assert [row["options"] for row in rows] == [None] * 3

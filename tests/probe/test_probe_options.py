@@ -18,9 +18,11 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from probe_scripts import Peer, answer, check, free_port, redirect, spec, until
 
-from cluster.http_options import HttpOptions
+from cluster.http_options import OPTION_NAMES, HttpOptions
 from worker.probe import tls_contexts
+from worker.probe.connection_settings import TlsSettings
 from worker.probe.interface import probe
+from worker.probe.request import first_request, redirected_request
 
 NEVER = HttpOptions(connection_reuse="never")
 
@@ -68,6 +70,49 @@ def lookup_of(*addresses):
         ]
 
     return lookup
+
+
+# ---- the key under which connections are kept ---------------------------------------------------------------------
+
+CHANGES_THE_CONNECTION = {
+    "verify_tls": False,
+    "ca_file": "/ca.pem",
+    "client_cert_file": "/c.pem",
+    "client_key_file": "/k.pem",
+    "server_name": "a.test",
+    "ip_version": 4,
+    "connection_reuse": "never",
+    "proxy": "http://p:1",
+}
+CHANGES_THE_POLL_ONLY = {
+    "body_limit_bytes": 1,
+    "connect_timeout_ms": 1,
+    "user_agent": "x",
+    "basic_auth": "u:p",
+    "bearer_token": "t",
+}
+STAYS_AT_HOME = {"client_cert_file", "client_key_file", "server_name"}
+PLAYS_A_PART_WITHOUT_TLS = {"ip_version", "connection_reuse", "proxy"}
+
+
+def test_each_option_is_part_of_the_key_or_is_none_of_the_connections_business():
+    assert {*CHANGES_THE_CONNECTION, *CHANGES_THE_POLL_ONLY} == set(OPTION_NAMES)
+
+
+@pytest.mark.parametrize(("name", "value"), (CHANGES_THE_CONNECTION | CHANGES_THE_POLL_ONLY).items())
+def test_connections_are_shared_only_where_nothing_about_them_differs(name, value):
+    options = HttpOptions(**{name: value})
+    ordinary = spec("https://a.test/")
+    own = spec("https://a.test/", options=options)
+    first, key = first_request(own), first_request(own).origin
+    assert (key == first_request(ordinary).origin) is (name in CHANGES_THE_POLL_ONLY)
+    assert first_request(own).origin is key
+    plain = first_request(spec("http://a.test/", options=options)).origin
+    assert (plain == first_request(spec("http://a.test/")).origin) is (name not in PLAYS_A_PART_WITHOUT_TLS)
+    away = redirected_request(own, first.target, first, 302, "https://b.test/").origin
+    shared_away = name in CHANGES_THE_POLL_ONLY or name in STAYS_AT_HOME
+    assert (away == first_request(spec("https://b.test/")).origin) is shared_away
+    assert redirected_request(own, first.target, first, 302, "/b").origin is key
 
 
 # ---- the connection's use -----------------------------------------------------------------------------------------
@@ -348,12 +393,23 @@ async def test_a_context_is_shared_and_its_files_are_looked_at_once_in_a_while(
     assert len(loads) == 1
 
 
+@pytest.mark.parametrize("files", [(), ("ca_file",), ("client_cert_file",), ("ca_file", "client_cert_file")])
+def test_all_contexts_verify_but_those_that_must_not(authority, tmp_path, files):
+    both = tmp_path / "both.pem"
+    both.write_bytes(authority.issue_cert("client.test").private_key_and_cert_chain_pem.bytes())
+    given = dict.fromkeys(files, str(both))
+    careful = tls_contexts.load(TlsSettings(**given), None).context
+    assert (careful.verify_mode, careful.check_hostname) == (ssl.CERT_REQUIRED, True)
+    careless = tls_contexts.load(TlsSettings(verify=False, **given), None).context
+    assert (careless.verify_mode, careless.check_hostname) == (ssl.CERT_NONE, False)
+
+
 async def test_contexts_are_bounded(monkeypatch):
     monkeypatch.setattr(tls_contexts, "CONTEXTS_MAX", 2)
     contexts = tls_contexts.TlsContexts()
     for number in range(5):
         with contextlib.suppress(tls_contexts.ProbeError):
-            await contexts.get(tls_contexts.TlsSettings(ca_file=f"/none/{number}"))
+            await contexts.get(TlsSettings(ca_file=f"/none/{number}"))
     assert len(contexts._loaded) == 2
     contexts.close()
 

@@ -6,7 +6,8 @@ Rules:
   characters outside ASCII are percent-encoded, since they can't be sent.
 - One Host: the project's own header if it has one, else the URL's.  The project's headers follow as given, then
   Authorization of its options, User-Agent and Accept unless given, then Content-Length.  Nothing else is added: no
-  Content-Type, no Accept-Encoding but ``identity`` when the body is looked at; ``Connection: close`` where a connection is for one request only.
+  Content-Type, no Accept-Encoding but ``identity`` when the body is looked at; ``Connection: close`` where a connection
+  is for one request only.
 - To a proxy the request target is the whole URL, if it is one of http; it is otherwise the same.
 - A redirect to another origin (scheme, host, port) takes along only headers that can't carry a secret.
 
