@@ -179,7 +179,7 @@ def test_fields_are_canonical_and_stay_so():
 
 ROW = {
     "id": 7, "url": URL, "method": "GET", "headers": None, "body": None, "expected_status": "200", "interval": 5,
-    "unit": "minutes", "timeout_ms": 1_000, "follow_redirects": True, "since": None,
+    "unit": "minutes", "timeout_ms": 1_000, "follow_redirects": True, "since": None, "options": None,
 }  # fmt: skip
 
 
