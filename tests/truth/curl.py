@@ -45,12 +45,16 @@ class CurlFinding:
 
 
 @functools.cache
+def _path() -> str | None:
+    return shutil.which("curl")
+
+
+@functools.cache
 def version() -> str | None:
     """curl's version, None where there is no curl."""
-    path = shutil.which("curl")
-    if path is None:
+    if _path() is None:
         return None
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=GRACE_S).stdout
+    said = subprocess.run([_path(), "--version"], capture_output=True, text=True, check=True, timeout=GRACE_S).stdout
     return said.split()[1]
 
 
@@ -66,7 +70,7 @@ def command(
     resolve: Sequence[str],
     name_server_url: str | None,
 ) -> list[str]:
-    said = ["curl", "-q", "-sS", "-w", "%{json}\n", "--noproxy", "*", "--http1.1", "--globoff"]
+    said = [_path() or "curl", "-q", "-sS", "-w", "%{json}\n", "--noproxy", "*", "--http1.1", "--globoff"]
     said += ["--cacert", str(authority), "--max-time", f"{timeout_ms / 1000}", "--proto-redir", "=http,https"]
     if any("/." in url for url in urls):
         said.append("--path-as-is")  # it holds for redirects, too
@@ -96,7 +100,7 @@ async def run(said: Sequence[str], body: str | None, timeout_ms: int) -> CurlFin
         stdin=asyncio.subprocess.DEVNULL if body is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        env={"LC_ALL": "C.UTF-8"},
     )
     told = None if body is None else body.encode()
     out, err = await asyncio.wait_for(process.communicate(told), GRACE_S + 2 * timeout_ms / 1e3)

@@ -6,6 +6,7 @@ of its own server and ``{other}`` for that of the case's other one.
 
 import asyncio
 import datetime as dt
+import functools
 import ipaddress
 import os
 import socket
@@ -212,6 +213,17 @@ def wants(test: Callable[[Request], bool]) -> Script:
             peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
     return script
+
+
+@functools.cache
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6 on its loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 # ---- ports that are no servers --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tests.probe.probe_scripts import check
 from tests.truth import curl
 from tests.truth.cases import CASES
 from tests.truth.runs import ENGINES, run_all, shown
+from tests.truth.servers import has_ipv6
 from worker.probe.errors import ERROR_CODES
 
 # What has no place in a message for people: exceptions and their texts, OpenSSL's and asyncio's own.
@@ -40,6 +41,7 @@ def rows(request, tmp_path_factory):
 @by_case
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_says_what_is_so(rows, case, engine):
+    skip_without_ipv6(case)
     row = rows[case.name]
     outcome = row.ours[engine]
     check(outcome)
@@ -78,6 +80,7 @@ def check_that_phases_are_there_where_they_happened(case, outcome):
 def test_curl_says_the_same_or_the_case_says_why_not(rows, case):
     if curl.version() is None:
         pytest.skip("there is no curl on this machine: what we say is tested, and not compared")
+    skip_without_ipv6(case)
     disagreement = rows[case.name].disagreement()
     if bool(disagreement) != bool(case.differs) and not curl.version().startswith(curl.TESTED_VERSION):
         pytest.skip(f"curl {curl.version()} says otherwise than {curl.TESTED_VERSION}, for which the reasons are given")
@@ -85,6 +88,11 @@ def test_curl_says_the_same_or_the_case_says_why_not(rows, case):
         assert disagreement, f"curl says the same, so there is nothing to explain: {rows[case.name].oracle.shown()}"
     else:
         assert not disagreement
+
+
+def skip_without_ipv6(case):
+    if case.needs_ipv6() and not has_ipv6():
+        pytest.skip("this machine has no IPv6 on its loopback")
 
 
 def host_of(case):
