@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 
 from tests.probe.probe_scripts import WAIT_S, spec
 from tests.truth.runs import ENGINES, EngineName
-from tests.truth.servers import Certificates
+from tests.truth.servers import Certificates, mute_port
 from worker.probe.interface import ProbeOutcome, probe
 
 TOLERANCE_MS = 5.0
 TOLERANCE_PART = 0.05
 PHASES = ("dns", "connect", "tls", "first_byte", "transfer")
 BACKLOG_HELD_S = 0.3
+MUTE_ADDRESS = "127.0.0.2"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class PhaseCase:
     name: str
     lookup_s: float | None = None
     accept_late: bool = False  # the first SYN is dropped
+    mute_first: bool = False  # the name's first address never answers
     handshake_s: float | None = None
     answer_s: float = 0.0
     pieces: int = 1
@@ -50,6 +52,7 @@ PHASE_CASES = (
     PhaseCase("nothing takes long"),
     PhaseCase("a slow lookup", lookup_s=0.12),
     PhaseCase("a connection that is accepted late", accept_late=True),
+    PhaseCase("the first of two addresses is mute", lookup_s=0.01, mute_first=True),
     PhaseCase("a slow handshake", handshake_s=0.12),
     PhaseCase("a slow answer", answer_s=0.15),
     PhaseCase("a body in pieces", pieces=8, piece_s=0.02),
@@ -153,13 +156,14 @@ class ClockedServer:
 @dataclass
 class SlowLookup:
     delay_s: float
+    addresses: tuple[str, ...] = ("127.0.0.1",)
     spans: list[tuple[float, float]] = field(default_factory=list)
 
     def __call__(self, host: str, port: int) -> list[object]:
         began_at = time.monotonic()
         time.sleep(self.delay_s)
         self.spans.append((began_at, time.monotonic()))
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port)) for each in self.addresses]
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,8 @@ def _servers(case: PhaseCase, certificates: Certificates):
     with contextlib.ExitStack() as stack:
         last = ClockedServer(case, tls)
         stack.callback(last.stop)
+        if case.mute_first:
+            stack.enter_context(mute_port(MUTE_ADDRESS, last.port))
         servers = [last]
         url = f"{scheme}://{host}:{last.port}/"
         if case.redirected:
@@ -210,7 +216,8 @@ def _servers(case: PhaseCase, certificates: Certificates):
 
 
 async def measure(case: PhaseCase, engine: EngineName, certificates: Certificates) -> Measured:
-    lookup = SlowLookup(case.lookup_s or 0.0)
+    addresses = (MUTE_ADDRESS, "127.0.0.1") if case.mute_first else ("127.0.0.1",)
+    lookup = SlowLookup(case.lookup_s or 0.0, addresses)
     prober = ENGINES[engine](body_limit_bytes=1 << 20, lookup=lookup, tls=certificates.trusting)
     with _servers(case, certificates) as (servers, url):
         try:
