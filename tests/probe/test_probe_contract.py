@@ -44,6 +44,13 @@ async def test_the_expected_set_decides(serve, poll, status, expected, success):
         assert outcome.error_message == f"127.0.0.1:{server.port} answered {status}, expected {expected}"
 
 
+async def test_a_long_expected_set_makes_no_long_message(serve, poll):
+    server = await serve(answer(404))
+    outcome = await poll(server.url(), expected_status=",\n".join(["200"] * 250))  # as a row written in SQL may have it
+    assert outcome.error_message.startswith(f"127.0.0.1:{server.port} answered 404, expected 200, 200")
+    assert outcome.error_message.endswith("...")
+
+
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND", "x-Odd~1"])
 async def test_any_method_goes_out(serve, poll, method):
     server = await serve(answer())

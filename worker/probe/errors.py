@@ -201,6 +201,11 @@ def _ssl_reason(error: ssl.SSLError) -> str:
     return f"the peer refused it ({words})" if alert else words
 
 
+def mismatch(peer: str, status_code: int | None, expected: str) -> str:
+    """The message of a complete answer whose status is not expected; a set in a row written in SQL may be long."""
+    return printable(f"{peer} answered {status_code}, expected {expected}")
+
+
 def blunder(peer: str) -> ProbeError:
     """A bug of ours, which the log has."""
     return ProbeError("local", f"polling {peer}: error in the prober itself, its worker's log has it")

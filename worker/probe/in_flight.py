@@ -7,7 +7,7 @@ import time
 from typing import Literal, Protocol
 
 from cluster.project import ProjectSpec
-from worker.probe.errors import ProbeError
+from worker.probe.errors import ProbeError, mismatch
 from worker.probe.interface import OnOutcome, ProbeOutcome
 
 LATE_MAX_S = 0.5  # a time-out noticed later than this tells of our loop, not of the target
@@ -62,7 +62,7 @@ class PollInFlight:
             self.status_code,
             (ended_at - self.started_at) * 1e3,
             None if matches else "status_mismatch",
-            None if matches else f"{self.peer} answered {self.status_code}, expected {self.spec.expected_status}",
+            None if matches else mismatch(self.peer, self.status_code, self.spec.expected_status),
             *self._measures(),
         )
 

@@ -22,7 +22,7 @@ from functools import partial
 from cluster.project import ProjectSpec
 from worker.probe.connector import Connector
 from worker.probe.deadlines import Deadlines
-from worker.probe.errors import ProbeError, blunder, from_lost
+from worker.probe.errors import ProbeError, blunder, from_lost, mismatch
 from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.in_flight import as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
@@ -278,7 +278,7 @@ class LeanProber:
             status,
             (ended_at - poll.started_at) * 1e3,
             None if matches else "status_mismatch",
-            None if matches else f"{poll.peer} answered {status}, expected {poll.spec.expected_status}",
+            None if matches else mismatch(poll.peer, status, poll.spec.expected_status),
             dns_ms,
             connect_ms,
             tls_ms,
