@@ -217,6 +217,18 @@ async def test_the_body_is_looked_at_up_to_the_limit(serve, make_prober):
     assert (await probe(prober, spec(server.url(), assertions=asserting("json $[0]")))).status == "success"
 
 
+async def test_no_more_than_4_mib_of_a_body_are_looked_at(serve, make_prober):
+    prober = make_prober(body_limit_bytes=16 << 20)
+    body = b"x" * (4 << 20) + b"end"
+    server = await serve(answer(200, body))
+    outcome = await asyncio.wait_for(probe(prober, spec(server.url(), assertions=asserting("body contains end"))), 10)
+    check(outcome)
+    assert outcome.size_bytes == len(body)
+    assert outcome.error_message.startswith(
+        "assertion failed: body contains end: not found in the first 4194304 bytes ('xxx"
+    )
+
+
 @pytest.mark.parametrize("headers", [(("Accept-Encoding", "gzip"),), ()])
 async def test_what_is_asked_for_is_identity_unless_the_project_says_otherwise(serve, poll, headers):
     server = await serve(answer(200, b"ok"))

@@ -30,7 +30,7 @@ from worker.probe.expected import parse_expected
 from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
-from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
+from worker.probe.judging import LOOKED_AT_BYTES_MAX, Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
@@ -225,13 +225,13 @@ class AiohttpProber:
     def _answer(
         self, poll: PollInFlight, connection: Connection, message: RawResponseMessage, body: Body, ended_at: float
     ) -> Answer:
-        limit_bytes = self._limit_bytes(poll)
+        limit_bytes = min(self._limit_bytes(poll), LOOKED_AT_BYTES_MAX)
         return Answer(
             message.code,
             (ended_at - poll.started_at) * 1e3,
             [(_text(name), _text(value)) for name, value in message.raw_headers],
             None if body.kept is None else b"".join(body.kept)[:limit_bytes],
-            body.whole,
+            body.whole and (poll.size_bytes or 0) <= limit_bytes,
             connection.certificate,
             limit_bytes,
         )
@@ -280,9 +280,9 @@ class AiohttpProber:
         size = poll.size_bytes = 0
         try:
             while chunk := await payload.readany():
-                size += len(chunk)
-                if body.kept is not None:
+                if body.kept is not None and size < LOOKED_AT_BYTES_MAX:
                     body.kept.append(chunk)
+                size += len(chunk)
                 poll.size_bytes = size
                 if size >= limit_bytes and not payload.is_eof():
                     body.whole = False

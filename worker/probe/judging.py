@@ -3,7 +3,7 @@
 ``judge_for`` makes a ``Judge`` of a project's assertions; ``failures`` are the assertions that do not hold, each in
 words with what was found instead, all of them and not only the first.
 
-The body that is looked at is decoded: of a content encoding (gzip and deflate), never to more than the body limit, and
+The body that is looked at is decoded: of a content encoding (gzip and deflate), never to more than ``limit_bytes``, and
 to UTF-8 of a charset.  What can't be read fails the assertions about it, and says why.
 
 The event loop must not be held up: ``failures_at_once`` gives up (None) where the answer or the patterns are large, or
@@ -53,6 +53,7 @@ from worker.probe.json_document import (
 )
 
 JUDGES_KEPT = 4_096
+LOOKED_AT_BYTES_MAX = 4 << 20  # of a body, whatever is read of it
 AT_ONCE_BYTES = 16_384  # of an answer; JSON of that size is read in 5 ms at worst, as a rule in less than one
 AT_ONCE_STEPS = 400_000  # bytes times instructions of patterns: 3 ms at worst
 AT_ONCE_VISITS = 1_000  # 2 ms
@@ -73,6 +74,7 @@ class Unreadable(Exception):  # noqa: N818 - what the body is
 
 class Answer(msgspec.Struct, gc=False):
     """What is judged.  ``body``: as received, None when nobody asked for it; ``whole``: it is all there.
+    ``limit_bytes``: of the body, as it is and decoded.
 
     ``certificate``: as ``ssl`` decodes it; empty: it was not verified; None: there was none.
     """

@@ -22,6 +22,7 @@ from cluster.project import ProjectSpec
 from worker.probe.connector import Openable
 from worker.probe.expected import parse_expected
 from worker.probe.in_flight import PollInFlight
+from worker.probe.judging import LOOKED_AT_BYTES_MAX
 from worker.probe.request import REDIRECT_STATUSES, HttpRequest, Origin, first_request, looks_at_body
 
 HEAD_LINE_MAX_BYTES = 65_536
@@ -315,9 +316,9 @@ class LeanConnection(asyncio.Protocol, Openable):
         if self.complete:
             self._spoiled = True  # a body behind the answer to HEAD, or another answer
         else:
-            self.size += len(body)
-            if self.kept is not None:
+            if self.kept is not None and self.size < LOOKED_AT_BYTES_MAX:
                 self.kept.append(body)
+            self.size += len(body)
 
     def on_message_complete(self) -> None:
         if self.headed:

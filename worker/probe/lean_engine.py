@@ -26,7 +26,7 @@ from worker.probe.errors import ProbeError, blunder, from_lost, mismatch
 from worker.probe.guard import OPEN_GUARD, Guard
 from worker.probe.in_flight import as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
-from worker.probe.judging import Answer, Judge, JudgeThread, judge_for, judged
+from worker.probe.judging import LOOKED_AT_BYTES_MAX, Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lean_connection import Hop, LeanConnection, LeanPoll, Plan
 from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
@@ -297,7 +297,7 @@ class LeanProber:
 
     def _answer(self, connection: LeanConnection, poll: LeanPoll, ended_at: float) -> Answer:
         kept = connection.kept
-        limit_bytes = poll.plan.body_limit_bytes
+        limit_bytes = min(poll.plan.body_limit_bytes, LOOKED_AT_BYTES_MAX)
         return Answer(
             connection.status,
             (ended_at - poll.started_at) * 1e3,
