@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cluster import assertions
@@ -222,6 +222,7 @@ maps = st.fixed_dictionaries({"type": st.sampled_from([*assertions.TYPES, "no"])
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(maps | json_values, max_size=3) | json_values)
 def test_any_list_is_canonical_or_refused(written):
     valid, why = result_of(validate_assertions, written)
@@ -240,6 +241,7 @@ heads = st.sampled_from(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.builds(str.__add__, heads, st.text(max_size=40)))
 @example('body contains "\\ud800"')
 @example("json $['\t == 1")

@@ -10,7 +10,7 @@ import zlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from probe_scripts import Peer, answer, check, redirect, spec, until
 
@@ -485,7 +485,7 @@ header_values = st.text(max_size=20) | st.sampled_from(
     st.lists(st.tuples(st.sampled_from(["a", "b", "content-encoding", "Content-Type"]), header_values), max_size=4),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_comes_is_judged(body, fields, whole):
     given_answer = Answer(200, 1.0, fields, body, whole, None, 100)
     failures = EVERYTHING.failures(given_answer)
