@@ -3,7 +3,9 @@
 No speed is asserted: it is the machine's, and whoever else uses it.
 """
 
+import asyncio
 import io
+import socket
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from tests.bench import engine, million, pipeline, replay, stages, wal
 from tests.bench.figures import write_figures
 
 pytestmark = pytest.mark.bench
+DEADLINE_S = 20.0
 
 
 async def test_a_load_of_many_projects_reports_memory_and_lag():
@@ -58,6 +61,19 @@ def test_engines_report_what_a_poll_costs():
     assert all(ratio in text for ratio in ("lean : bare", "aiohttp : lean", "client : lean"))
     assert "HTTPS, new" in text
     assert msgspec.json.decode(msgspec.json.encode(measured), type=engine.EngineFigures) == measured
+
+
+@pytest.mark.parametrize("engine_name", ["lean", "aiohttp", "client"])
+async def test_a_target_that_is_not_there_ends_the_measurement(engine_name):
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        turn, words = engine.Turn(0.0), (bound.getsockname()[1], None, 4)
+        if engine_name == "client":
+            polling = engine.client_polled(turn, *words, kept=True)
+        else:
+            polling = engine.polled(turn, engine.make_prober(engine_name, None, kept=True), *words)
+        with pytest.raises(rig.BenchError, match=r"a poll failed: .*[Cc]onnect"):
+            await asyncio.wait_for(polling, DEADLINE_S)
 
 
 def test_stages_report_what_each_costs():
