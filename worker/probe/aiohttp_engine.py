@@ -25,6 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cluster.project import ProjectSpec
 from worker.probe.connection import Connection
 from worker.probe.connector import Connector
+from worker.probe.deadlines import LATE_READ_S, READ_FIRST_S
 from worker.probe.errors import ProbeError, blunder, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.guard import OPEN_GUARD, Guard
@@ -42,6 +43,7 @@ from worker.probe.request import (
     redirected_request,
 )
 from worker.probe.resolver import system_lookup
+from worker.probe.stalls import Stalls
 
 INFORMATIONAL_MAX = 32
 CACHED_REQUESTS_MAX = 4_096
@@ -78,6 +80,7 @@ class AiohttpProber:
         self._kept = KeptConnections(pool)
         self.make_room = self._kept.make_room
         self._connector = Connector(partial(Connection, self._loop), lookup, tls, make_room or self.make_room, guard)
+        self._stalls = Stalls()
         self._tasks: dict[asyncio.Task[None], PollInFlight] = {}
         self._requests: dict[int, tuple[ProjectSpec, HttpRequest]] = {}
         self._judge_thread = JudgeThread()
@@ -115,6 +118,7 @@ class AiohttpProber:
         if self._tasks:
             await asyncio.wait(set(self._tasks))
         self._judge_thread.close()
+        self._stalls.close()
         self._connector.close()
         await self._kept.close()
 
@@ -147,9 +151,19 @@ class AiohttpProber:
     def _expire(self, task: asyncio.Task[None], poll: PollInFlight) -> None:
         if poll.answered:
             return
+        now = time.monotonic()
+        late_s = now - poll.started_at - poll.spec.timeout_ms / 1e3
+        if late_s >= LATE_READ_S and not poll.late_s:  # what came meanwhile is first to be read
+            poll.late_s = late_s
+            self._loop.call_later(READ_FIRST_S, self._expire_if_running, task, poll)
+            return
         poll.expired = True
-        poll.late_s = time.monotonic() - poll.started_at - poll.spec.timeout_ms / 1e3
+        poll.late_s = max(late_s, self._stalls.longest_s(poll.started_at, now))
         task.cancel()
+
+    def _expire_if_running(self, task: asyncio.Task[None], poll: PollInFlight) -> None:
+        if task in self._tasks:
+            self._expire(task, poll)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
@@ -305,7 +319,7 @@ def _text(raw: bytes) -> str:
 
 def _expect_to_go_on(poll: PollInFlight) -> None:
     if poll.hops and poll.stay:
-        raise ProbeError("local", f"the project was removed before its redirect to {poll.peer} was followed")
+        raise ProbeError("local", f"the project was removed before its redirect to {poll.peer} was followed", "removed")
 
 
 async def _read_head(connection: Connection) -> tuple[RawResponseMessage, StreamReader]:

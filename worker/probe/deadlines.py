@@ -2,6 +2,9 @@
 
 A deadline is never noticed early, and at most 25 ms late, what the loop itself is late apart.  Adding one and taking it
 away, which is what happens to nearly all, is a set operation: polls are kept by the grain their deadline lies in.
+
+When the loop is ``LATE_READ_S`` late or more, deadlines wait for ``READ_FIRST_S`` longer: loops run their timers before
+they read, and an answer that came while the loop stood still is one.
 """
 
 import asyncio
@@ -13,6 +16,8 @@ from typing import Generic, TypeVar
 
 GRAINS_PER_S = 40
 TIMER_MIN_S = 0.001  # a loop's timers may be early by less
+LATE_READ_S = 0.1
+READ_FIRST_S = 0.02
 
 T = TypeVar("T")
 
@@ -55,9 +60,12 @@ class Deadlines(Generic[T]):
             remaining_s = self._timer_due / GRAINS_PER_S - time.monotonic()
             self._timer = self._loop.call_later(max(TIMER_MIN_S, remaining_s), self._on_timer)
 
-    def _on_timer(self) -> None:
+    def _on_timer(self, has_read: bool = False) -> None:
         self._timer = None
         now = time.monotonic()
+        if not has_read and now - self._timer_due / GRAINS_PER_S >= LATE_READ_S:
+            self._timer = self._loop.call_later(READ_FIRST_S, self._on_timer, True)
+            return
         try:
             while self._due and (due := self._due[0]) / GRAINS_PER_S <= now:
                 grain = self._grains[due]

@@ -36,6 +36,22 @@ ErrorCode = Literal[
 
 ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
 
+# What of this machine a poll with the code ``local`` came to grief on.  Of another failure: what of it may be to blame.
+LocalCause = Literal[
+    "descriptors",
+    "ports",
+    "memory",
+    "permission",  # a firewall or a policy of this machine
+    "network",
+    "resolver",
+    "stall",  # the loop that polls stood still
+    "removed",  # the project was, between a redirect and following it
+    "fault",  # a bug in the prober
+    "other",
+]
+
+LOCAL_CAUSES: tuple[LocalCause, ...] = get_args(LocalCause)
+
 MEANINGS: dict[ErrorCode, str] = {
     "dns": "the host's name could not be resolved, or not in time, or not to an address of the project's IP version",
     "blocked": "an address or a scheme that must not be polled; nothing was sent there",
@@ -60,16 +76,16 @@ MEANINGS: dict[ErrorCode, str] = {
 
 MESSAGE_MAX = 500
 
-_LOCAL = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOBUFS,
-    errno.ENOMEM,
-    errno.EADDRNOTAVAIL,
-    errno.EADDRINUSE,
-    errno.EACCES,
-    errno.EPERM,
-)
+_LOCAL: dict[int | None, LocalCause] = {
+    errno.EMFILE: "descriptors",
+    errno.ENFILE: "descriptors",
+    errno.ENOBUFS: "memory",
+    errno.ENOMEM: "memory",
+    errno.EADDRNOTAVAIL: "ports",
+    errno.EADDRINUSE: "ports",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+}
 _RESET = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
 
 _BY_ERRNO_CONNECTING: dict[int | None, ErrorCode] = {
@@ -117,12 +133,17 @@ _CERTIFICATE_WORDS = {
 
 
 class ProbeError(Exception):
-    """One poll can't go on: ``code`` for programs, ``message`` for people."""
+    """One poll can't go on: ``code`` for programs, ``message`` for people.
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    ``cause``: of the code ``local`` what of this machine it was; of another what of this machine it may have been, None
+    when it can't have been.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, cause: LocalCause | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code: ErrorCode = code
         self.message = printable(message)
+        self.cause: LocalCause | None = "other" if code == "local" and cause is None else cause
 
 
 def printable(text: str) -> str:
@@ -143,9 +164,17 @@ def reason(error: OSError) -> str:
 def from_lookup(error: OSError, host: str) -> ProbeError:
     """A failed ``getaddrinfo``."""
     if isinstance(error, socket.gaierror) and error.errno not in _LOCAL_LOOKUP:
-        return ProbeError("dns", f"looking up {host}: {_LOOKUP_WORDS.get(error.errno, f'no answer ({error.errno})')}")
+        return ProbeError(
+            "dns",
+            f"looking up {host}: {_LOOKUP_WORDS.get(error.errno, f'no answer ({error.errno})')}",
+            "resolver" if error.errno == socket.EAI_AGAIN else None,  # anything else is a name server's answer
+        )
     words = _LOOKUP_WORDS.get(error.errno, "a system error") if isinstance(error, socket.gaierror) else reason(error)
-    return ProbeError("local", f"looking up {host} failed on this machine: {words}")
+    return ProbeError(
+        "local",
+        f"looking up {host} failed on this machine: {words}",
+        "memory" if error.errno == socket.EAI_MEMORY else _LOCAL.get(error.errno, "resolver"),
+    )
 
 
 def from_connect(error: OSError, peer: str, failures: Sequence[OSError] = ()) -> ProbeError:
@@ -153,8 +182,8 @@ def from_connect(error: OSError, peer: str, failures: Sequence[OSError] = ()) ->
     code = _BY_ERRNO_CONNECTING.get(error.errno, "connect_unreachable")
     words = ", ".join(dict.fromkeys(reason(each) for each in (error, *failures)))
     if code == "local":
-        return ProbeError(code, f"this machine can't connect to {peer}: {words}")
-    return ProbeError(code, f"connecting to {peer}: {words}")
+        return ProbeError(code, f"this machine can't connect to {peer}: {words}", _blame(code, error))
+    return ProbeError(code, f"connecting to {peer}: {words}", _blame(code, error))
 
 
 def most_telling(failures: Sequence[OSError]) -> OSError | None:
@@ -179,7 +208,9 @@ def from_handshake(error: OSError, peer: str) -> ProbeError:
         return ProbeError("tls_other", f"TLS handshake with {peer}: the peer closed the connection")
     code = _BY_ERRNO_EXCHANGING.get(error.errno, "reset")
     return ProbeError(
-        "connect_timeout" if code == "read_timeout" else code, f"TLS handshake with {peer}: {reason(error)}"
+        "connect_timeout" if code == "read_timeout" else code,
+        f"TLS handshake with {peer}: {reason(error)}",
+        _blame(code, error),
     )
 
 
@@ -189,8 +220,15 @@ def from_lost(error: BaseException | None, peer: str, doing: str) -> ProbeError:
         return ProbeError("tls_other", f"TLS with {peer} failed {doing}: {_ssl_reason(error)}")
     if isinstance(error, OSError) and error.errno is not None:
         code = _BY_ERRNO_EXCHANGING.get(error.errno, "reset")
-        return ProbeError(code, f"connection to {peer} lost {doing}: {reason(error)}")
+        return ProbeError(code, f"connection to {peer} lost {doing}: {reason(error)}", _blame(code, error))
     return ProbeError("closed", f"{peer} closed the connection {doing}")
+
+
+def _blame(code: ErrorCode, error: OSError) -> LocalCause | None:
+    """What of this machine it was, or may have been, that a socket failed."""
+    if code == "local":
+        return _LOCAL.get(error.errno)
+    return "network" if code in {"connect_unreachable", "connect_timeout", "read_timeout"} else None
 
 
 def _ssl_reason(error: ssl.SSLError) -> str:
@@ -208,4 +246,4 @@ def mismatch(peer: str, status_code: int | None, expected: str) -> str:
 
 def blunder(peer: str) -> ProbeError:
     """A bug of ours, which the log has."""
-    return ProbeError("local", f"polling {peer}: error in the prober itself, its worker's log has it")
+    return ProbeError("local", f"polling {peer}: error in the prober itself, its worker's log has it", "fault")

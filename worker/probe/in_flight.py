@@ -4,13 +4,15 @@ An engine fills it in phase by phase; whichever way the poll ends, what was meas
 """
 
 import time
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from cluster.project import ProjectSpec
 from worker.probe.errors import ProbeError, mismatch
-from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.probe.interface import FailedOutcome, OnOutcome, ProbeOutcome
+from worker.probe.lookup_threads import AddressInfo
 
-LATE_MAX_S = 0.5  # a time-out noticed later than this tells of our loop, not of the target
+LATE_MAX_S = 0.5  # when our loop stood still for longer, a time-out tells of it, not of the target
 
 Phase = Literal["files", "lookup", "connect", "handshake", "send", "wait", "body"]
 
@@ -35,7 +37,7 @@ class PollInFlight:
     dropped = False
     answered = False  # no time-out any more
     stay = False  # no redirect is followed any more
-    late_s = 0.0  # how late its time-out was noticed
+    late_s = 0.0  # how long our loop stood still meanwhile, its time-out's lateness included
     phase: Phase = "lookup"
     hops = 0
     dns_s: float | None = None
@@ -46,6 +48,7 @@ class PollInFlight:
     size_bytes: int | None = None
     status_code: int | None = None
     remote_address: str | None = None
+    addresses: Sequence[AddressInfo] = ()  # those a new connection was tried to
 
     def __init__(self, spec: ProjectSpec, done: OnOutcome) -> None:
         self.spec = spec
@@ -66,14 +69,19 @@ class PollInFlight:
             *self._measures(),
         )
 
-    def failed(self, error: ProbeError) -> ProbeOutcome:
-        return ProbeOutcome(
+    def failed(self, error: ProbeError) -> FailedOutcome:
+        addresses = self.addresses
+        return FailedOutcome(
             "unknown" if error.code == "local" else "failure",
             self.status_code,
             None,
             error.code,
             error.message,
             *self._measures(),
+            error.cause,
+            self.peer.rpartition(":")[0].strip("[]"),
+            self.remote_address or (str(addresses[0][4][0]) if addresses else None),
+            self.started_at,
         )
 
     def _measures(
@@ -97,7 +105,10 @@ class PollInFlight:
         limit = f"{self.spec.timeout_ms / 1000:g} s"
         if self.late_s > LATE_MAX_S:
             return ProbeError(
-                "local", f"this machine was too busy or asleep: time-out of {limit} noticed {self.late_s:.1f} s late"
+                "local",
+                f"this machine was too busy or asleep: {self.late_s:.1f} s late {self.doing()} {self.peer}, with a "
+                f"time-out of {limit}",
+                "stall",
             )
         connection = self.connection
         if self.phase == "send" and connection is not None and connection.sent_at is not None:
@@ -110,13 +121,23 @@ class PollInFlight:
             case "files":
                 return ProbeError("local", f"time-out of {limit} passed {self.doing()} {self.peer}")
             case "lookup":
-                return ProbeError("dns", f"looking up {self.peer}: no answer within {limit}")
-            case "connect" | "handshake":
+                return ProbeError("dns", f"looking up {self.peer}: no answer within {limit}", "resolver")
+            case "connect":
+                return ProbeError(
+                    "connect_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}", "network"
+                )
+            case "handshake":
                 return ProbeError("connect_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
             case "send":
                 return ProbeError("total_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
             case "wait" | "body":
-                return ProbeError("read_timeout", f"time-out of {limit} passed {self.doing()} {self.peer}")
+                # Nothing at all on a connection that was there already is what a network that has gone looks like.
+                silent = self.phase == "wait" and self.needed_connection is False
+                return ProbeError(
+                    "read_timeout",
+                    f"time-out of {limit} passed {self.doing()} {self.peer}",
+                    "network" if silent else None,
+                )
 
     def doing(self) -> str:
         return {

@@ -15,10 +15,11 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import astuple
 
 from cluster.messages.results import Status
 from cluster.project import ProjectSpec
-from worker.probe.errors import ErrorCode
+from worker.probe.errors import ErrorCode, LocalCause
 
 
 class ProbeOutcome(msgspec.Struct, frozen=True, gc=False):
@@ -30,6 +31,10 @@ class ProbeOutcome(msgspec.Struct, frozen=True, gc=False):
     never sum to more than ``response_time_ms``.  ``first_byte_ms`` runs from the request's last byte sent to the first
     byte of the answer; when the answer began before the request was through, from the beginning of the sending.
     ``connection_reused``: no hop needed a new connection; so ``connect_ms`` is None exactly then.
+
+    All of it is measured where this process hears of it.  When its loop stalled meanwhile, an answer that had come is
+    still taken for one, and ``response_time_ms`` (like the phase the stall fell into) includes the stall: it says what
+    the answer took at most, and may lie above the time-out.
     """
 
     status: Status
@@ -45,6 +50,23 @@ class ProbeOutcome(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int | None = None
     connection_reused: bool | None = None
     remote_address: str | None = None
+
+
+class FailedOutcome(ProbeOutcome, frozen=True, gc=False):
+    """A poll without a complete answer, with what is needed to tell whose fault that was (see ``own_fault``).
+
+    ``cause``: as ``ProbeError`` has it.  ``host``: of the hop it failed at; ``address``: where that hop led, as far as
+    that is known.  ``began_at``: monotonic seconds.
+    """
+
+    cause: LocalCause | None = None
+    host: str = ""
+    address: str | None = None
+    began_at: float = 0.0
+
+    def found(self) -> ProbeOutcome:
+        """What of it makes a result."""
+        return ProbeOutcome(*astuple(self)[: len(ProbeOutcome.__struct_fields__)])
 
 
 OnOutcome = Callable[[ProbeOutcome], None]

@@ -37,6 +37,7 @@ from worker.probe.request import (
     redirected_request,
 )
 from worker.probe.resolver import system_lookup
+from worker.probe.stalls import Stalls
 
 INFORMATIONAL_MAX = 32
 PLANS_MAX = 16_384  # about 20 MB
@@ -69,6 +70,7 @@ class LeanProber:
         self.make_room = self._kept.make_room
         self._connector = Connector(partial(LeanConnection, self), lookup, tls, make_room or self.make_room, guard)
         self._deadlines: Deadlines[LeanPoll] = Deadlines(self._expire)
+        self._stalls = Stalls()
         self._in_flight = 0
         self._openings: set[asyncio.Task[None]] = set()
         self._judge_thread = JudgeThread()
@@ -122,6 +124,7 @@ class LeanProber:
             await asyncio.wait(set(self._openings))
         self._judge_thread.close()
         self._deadlines.close()
+        self._stalls.close()
         self._connector.close()
         await self._kept.close()
 
@@ -333,7 +336,9 @@ class LeanProber:
 
     def _expire(self, poll: LeanPoll) -> None:
         poll.expired = True
-        poll.late_s = time.monotonic() - poll.started_at - poll.spec.timeout_ms / 1e3
+        now = time.monotonic()
+        late_s = now - poll.started_at - poll.spec.timeout_ms / 1e3
+        poll.late_s = max(late_s, self._stalls.longest_s(poll.started_at, now))
         _note_progress(poll)
         self._fail(poll, poll.out_of_time())
 
@@ -371,7 +376,7 @@ class LeanProber:
 
 def _expect_to_go_on(poll: LeanPoll) -> None:
     if poll.hops and poll.stay:
-        raise ProbeError("local", f"the project was removed before its redirect to {poll.peer} was followed")
+        raise ProbeError("local", f"the project was removed before its redirect to {poll.peer} was followed", "removed")
 
 
 def _loss(connection: LeanConnection, poll: LeanPoll) -> ProbeError | None:
