@@ -22,6 +22,8 @@ def _add(totals: Totals, stats: WorkerStats) -> None:
     totals.unknown += stats.unknown
     for reason, ticks in stats.missed.items():
         totals.missed[reason] = totals.missed.get(reason, 0) + ticks
+    for cause, polls in stats.local_causes.items():
+        totals.local_causes[cause] = totals.local_causes.get(cause, 0) + polls
     for index, count in enumerate(stats.lateness_counts[:BUCKETS]):
         totals.lateness_counts[index] += count
 
@@ -32,6 +34,7 @@ class Census:
         self._gone = msgspec.structs.replace(
             gone,
             missed=dict(gone.missed),
+            local_causes=dict(gone.local_causes),
             lateness_counts=(list(gone.lateness_counts) + [0] * BUCKETS)[:BUCKETS],
         )
         self._counted = dict(restored.counted)
@@ -63,7 +66,10 @@ class Census:
 
     def totals(self) -> Totals:
         sums = msgspec.structs.replace(
-            self._gone, missed=dict(self._gone.missed), lateness_counts=list(self._gone.lateness_counts)
+            self._gone,
+            missed=dict(self._gone.missed),
+            local_causes=dict(self._gone.local_causes),
+            lateness_counts=list(self._gone.lateness_counts),
         )
         for stats in self._counted.values():
             _add(sums, stats)

@@ -132,6 +132,7 @@ class Totals(msgspec.Struct):
     unknown: int = 0
     missed: dict[str, int] = {}
     lateness_counts: list[int] = []
+    local_causes: dict[str, int] = {}  # of ``unknown``, by what of its machine it was
 
 
 class DurableState(msgspec.Struct, kw_only=True):

@@ -70,6 +70,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
         "success_requests": totals.success,
         "failed_requests": totals.failure,
         "unknown_requests": totals.unknown,
+        "local_causes": dict(sorted(totals.local_causes.items())),
         "missed": sum(totals.missed.values()),
         "missed_by_reason": dict(sorted(totals.missed.items())),
         "active_http": active_http,
@@ -118,6 +119,7 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
         "active_http": stats.active_http,
         "queue_depth": stats.queue_depth,
         "executed": stats.executed,
+        "local_causes": dict(sorted(stats.local_causes.items())),
         "missed": sum(stats.missed.values()),
         "lateness_ms": {
             "p50": round(stats.lateness_p50_ms, 3),
@@ -230,6 +232,12 @@ def _totals_metrics(view: View) -> Iterator[Metric]:
     for status, count in (("success", totals.success), ("failure", totals.failure), ("unknown", totals.unknown)):
         polls.add_metric([status], count)
     yield polls
+    causes = CounterMetricFamily(
+        "ringpoll_local_causes", "Polls with status unknown, by what of our own machine it was.", labels=["cause"]
+    )
+    for cause, count in sorted(totals.local_causes.items()):
+        causes.add_metric([cause], count)
+    yield causes
     missed = CounterMetricFamily("ringpoll_missed_ticks", "Ticks due and not polled.", labels=["reason"])
     for reason, ticks in sorted(totals.missed.items()):
         missed.add_metric([reason], ticks)
@@ -282,6 +290,13 @@ def _worker_metrics(workers: list[WorkerView]) -> Iterator[Metric]:
         for worker in workers:
             counter.add_metric([worker.name], read(worker))
         yield counter
+    causes = CounterMetricFamily(
+        "ringpoll_worker_local_causes", "Of the worker's polls with status unknown.", labels=["worker", "cause"]
+    )
+    for worker in workers:
+        for cause, count in sorted(worker.stats.local_causes.items()):
+            causes.add_metric([worker.name, cause], count)
+    yield causes
     states = GaugeMetricFamily("ringpoll_worker_wal_state", "1 for the WAL's state.", labels=["worker", "state"])
     for worker in workers:
         for state in ("ok", "full", "failing"):

@@ -98,6 +98,7 @@ class WorkerCore:
         self._stopped_at_ms = 0
         self._executed = 0
         self._by_status = {"success": 0, "failure": 0, "unknown": 0}
+        self._local_causes: dict[str, int] = {}  # of those that are unknown
         self._dropped = 0
         self._vitals = Vitals()
 
@@ -106,7 +107,9 @@ class WorkerCore:
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         effects: list[Effect] = []
         match event:
-            case PollsFinished(results):
+            case PollsFinished(results, causes):
+                for cause, count in causes.items():
+                    self._local_causes[cause] = self._local_causes.get(cause, 0) + count
                 effects += self._on_finished(results, now_ms)
             case CoordinatorSaid(message):
                 self.ticker.advance_without_starting(now_ms)
@@ -255,6 +258,7 @@ class WorkerCore:
             loop_lag_ms=vitals.loop_lag_ms,
             loop_lag_counts=vitals.loop_lag_counts,
             rss_bytes=vitals.rss_bytes,
+            local_causes=dict(self._local_causes),
         )
 
     # ---- the coordinator ------------------------------------------------------------------------------------------

@@ -49,9 +49,10 @@ class WriterSaid(msgspec.Struct, frozen=True):
 
 
 class PollsFinished(msgspec.Struct, frozen=True):
-    """All polls that finished in one turn of the loop."""
+    """All polls that finished in one turn of the loop.  ``local_causes``: of those that are ``unknown``, counted."""
 
     results: list[PollResult]
+    local_causes: dict[str, int] = {}
 
 
 class PollsAborted(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ from worker.lateness import Lateness
 from worker.own_endpoints import guard_of
 from worker.probe.choose import ChoosingProber
 from worker.probe.interface import ProbeOutcome, Prober
+from worker.probe.own_fault_sieve import OwnFaultSieve
 from worker.recorder import WalRecorder
 
 HEARTBEAT_S = 1.0
@@ -88,11 +89,13 @@ class WorkerService:
             commit_max_ms=REPLAY_MAX_MS if settings.replay else COMMIT_MAX_MS,
         )
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform, self._take_finished)
-        self._prober: Prober = ChoosingProber(
+        prober = ChoosingProber(
             body_limit_bytes=settings.body_limit_bytes,
             secrets=SecretSource(os.environ, settings.secrets_dir),
             guard=guard_of(settings),
         )
+        self._prober: Prober = prober
+        self._sieve = OwnFaultSieve(lambda: prober.names_answered_at)
         self._zmq = zmq.Context()
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
         self._writer = Channel(connect_dealer(self._zmq, settings.results), self._on_writer)
@@ -137,6 +140,7 @@ class WorkerService:
         self._writer.close()
         self._zmq.destroy(linger=0)
         await self._prober.close(0.0)
+        await self._sieve.close()
         await self._recorder.close()
 
     def _submit(self, event: Event) -> None:
@@ -170,13 +174,18 @@ class WorkerService:
         self._in_flight.add(poll.spec.id)
         self._prober.start(poll.spec, partial(self._on_outcome, poll, started_us))
 
-    def _on_outcome(self, poll: PollStart, started_us: int, outcome: ProbeOutcome) -> None:
+    def _on_outcome(self, poll: PollStart, started_us: int, outcome: ProbeOutcome, *, is_sifted: bool = False) -> None:
+        if (outcome.error_code is not None or self._sieve.asks) and not is_sifted:
+            found = self._sieve.sift(outcome, partial(self._on_outcome, poll, started_us, is_sifted=True))
+            if found is None:
+                return  # for now: its slot is taken until it is delivered
+            outcome = found
         self._in_flight.discard(poll.spec.id)
         if not self._finished and (self._core.ticker.waiting or not self._driver.rings_within(GATHER_MS)):
             self._loop.call_soon(self._driver.wake)
-        found = astuple(outcome)  # its fields are those of a result, in their order
+        fields = astuple(outcome)  # those of a result, in their order
         self._finished.append(
-            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *found, poll.epoch))
+            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *fields, poll.epoch))
         )
         if self._says_polls:
             logger.debug(
@@ -191,10 +200,11 @@ class WorkerService:
         if not self._finished:
             return None
         finished, self._finished = self._finished, []
-        return PollsFinished(finished)
+        return PollsFinished(finished, self._sieve.take_causes())
 
     def _abort(self) -> None:
         self._prober.cancel_all()
+        self._sieve.let_go()
         if (finished := self._take_finished()) is not None:
             self._driver.submit(finished)
         aborted = sorted(self._in_flight)
@@ -233,6 +243,7 @@ class WorkerService:
         self._loop.call_later(HEARTBEAT_S, self._beat)
         self._clock.follow()
         self._recorder.beat()
+        self._sieve.ask()
         recent = self._lateness.beat()
         vitals = Vitals(
             lateness_counts=list(self._lateness.total.counts),

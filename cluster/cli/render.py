@@ -63,7 +63,7 @@ def status_view(status: dict[str, Any]) -> RenderableType:
         _pair("polled", _count(status.get("total_requests"))),
         _pair("ok", Text(_count(status.get("success_requests")), "green")),
         _pair("failed", Text(_count(status.get("failed_requests")), "red" if status.get("failed_requests") else "")),
-        _pair("unknown", _count(status.get("unknown_requests"))),
+        _pair("unknown", _unknown(status)),
     )
     head.add_row(
         _pair("in flight", f"{_count(status.get('active_http'))} of {_count(status.get('max_concurrent_http'))}"),
@@ -72,6 +72,13 @@ def status_view(status: dict[str, Any]) -> RenderableType:
         Text(""),
     )
     return Group(head, _workers_table(status.get("workers") or []), _database_line(status))
+
+
+def _unknown(status: dict[str, Any]) -> Text:
+    """How many, and what of our own machines they came to grief on, the most frequent first."""
+    causes = sorted((status.get("local_causes") or {}).items(), key=lambda each: (-each[1], each[0]))
+    count = Text(_count(status.get("unknown_requests")), "yellow" if status.get("unknown_requests") else "")
+    return count.append(f" ({', '.join(f'{cause} {_count(polls)}' for cause, polls in causes)})") if causes else count
 
 
 def _workers_table(workers: Sequence[dict[str, Any]]) -> Table:

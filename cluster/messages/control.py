@@ -144,6 +144,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     loop_lag_ms: float = 0.0  # the worst since the last heartbeat
     loop_lag_counts: list[int] = []  # cumulative, by cluster.histogram.BOUNDS_MS, one every 50 ms
     rss_bytes: int = 0
+    local_causes: dict[str, int] = {}  # what of its machine ``unknown`` polls came to grief on
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):

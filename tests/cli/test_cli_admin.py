@@ -23,6 +23,7 @@ STATUS = {
     "success_requests": 999_000,
     "failed_requests": 900,
     "unknown_requests": 100,
+    "local_causes": {"stall": 1, "network": 99},
     "missed": 7,
     "active_http": 12,
     "max_concurrent_http": 500,
@@ -287,6 +288,7 @@ def test_status_as_a_table(cluster, admin):
     for part in (
         "warning", "12,345", "1,000,000", "999,000", "900", "12 of 500", "1 d 01:01:01", "worker-1", "4711", "7/250",
         "4.8 MiB", "17.0", "999,999 rows, 2,000/s, lag 85.0 ms", "2 duplicates", "database up",
+        "100 (network 99, stall 1)",
     ):  # fmt: skip
         assert part in ran.out
     assert "rejects" not in ran.out

@@ -35,6 +35,16 @@ def test_the_living_and_the_dead_add_up():
     assert totals.lateness_counts[0] == 18
 
 
+def test_local_causes_add_up_over_the_living_and_the_dead():
+    book = census()
+    book.heard("a1", WorkerStats(unknown=3, local_causes={"network": 2, "stall": 1}))
+    book.heard("b1", WorkerStats(unknown=1, local_causes={"network": 1}))
+    book.gone("a1")
+    assert book.totals().local_causes == {"network": 3, "stall": 1}
+    assert Census(book.durable(), 0).totals().local_causes == {"network": 3, "stall": 1}
+    assert book.totals().local_causes == {"network": 3, "stall": 1}, "asking changes nothing"
+
+
 def test_a_report_that_comes_twice_counts_once():
     book = census()
     book.heard("a1", stats(10))

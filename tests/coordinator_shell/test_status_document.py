@@ -29,10 +29,23 @@ def view(**changes):
         max_concurrent_http=500,
         workers_wanted=2,
         workers=[
-            worker(active_http=10, queue_depth=3, executed=100, lateness_p99_ms=4.5),
+            worker(
+                active_http=10,
+                queue_depth=3,
+                executed=100,
+                lateness_p99_ms=4.5,
+                local_causes={"stall": 1, "network": 2},
+            ),
             worker("worker-2", active_http=20, queue_depth=4, wal_bytes=99),
         ],
-        totals=Totals(executed=300, success=200, failure=90, unknown=10, missed={"overload": 3, "down": 4}),
+        totals=Totals(
+            executed=300,
+            success=200,
+            failure=90,
+            unknown=10,
+            missed={"overload": 3, "down": 4},
+            local_causes={"stall": 1, "resolver": 7, "network": 2},
+        ),
         writer=WriterHeartbeat("w", 55, "running", rows_written=290, rows_per_s=12.34, lag_ms=5.0, duplicates=1),
         writer_state="running",
         database_up=True,
@@ -71,6 +84,7 @@ def test_the_document_has_what_is_promised():
         "success_requests": 200,
         "failed_requests": 90,
         "unknown_requests": 10,
+        "local_causes": {"network": 2, "resolver": 7, "stall": 1},
         "missed": 7,
         "active_http": 30,
         "max_concurrent_http": 500,
@@ -84,6 +98,7 @@ def test_the_document_has_what_is_promised():
     promised = {"name", "pid", "state", "projects", "slice", "active_http", "queue_depth", "executed", "lateness_ms"}
     assert promised | {"loop_lag_ms", "loop_lag_counts", "wal_bytes"} <= set(made["workers"][0])
     assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1]}
+    assert [each["local_causes"] for each in made["workers"]] == [{"network": 2, "stall": 1}, {}]
     assert made["workers"][0]["lateness_ms"] == {"p50": 0.0, "p99": 4.5, "max": 0.0}
     writer = {"state": "running", "rows_written": 290, "rows_per_s": 12.3, "lag_ms": 5.0, "duplicates": 1, "rejects": 0}
     assert writer.items() <= made["writer"].items()
@@ -132,11 +147,24 @@ def families(seen, counts=None):
 def test_metrics_can_be_read_by_prometheus():
     counts = [0] * BUCKETS
     counts[0], counts[12], counts[-1] = 5, 3, 2
-    totals = Totals(executed=10, success=7, failure=2, unknown=1, missed={"down": 4}, lateness_counts=counts)
+    totals = Totals(
+        executed=10,
+        success=7,
+        failure=2,
+        unknown=1,
+        missed={"down": 4},
+        lateness_counts=counts,
+        local_causes={"resolver": 1},
+    )
     found = families(view(totals=totals), ShellCounts(refused={"control_malformed": 2}))
     assert all(name.startswith("ringpoll_") for name in found)
     polls = {sample.labels["status"]: sample.value for sample in found["ringpoll_polls"].samples}
     assert polls == {"success": 7, "failure": 2, "unknown": 1}
+    (of_resolver,) = (each for each in found["ringpoll_local_causes"].samples if each.name.endswith("_total"))
+    assert (of_resolver.labels, of_resolver.value) == ({"cause": "resolver"}, 1)
+    samples = found["ringpoll_worker_local_causes"].samples
+    of_workers = {(each.labels["worker"], each.labels["cause"]): each.value for each in samples}
+    assert of_workers == {("worker-1", "network"): 2, ("worker-1", "stall"): 1}
     buckets = {sample.labels["le"]: sample.value for sample in found["ringpoll_poll_lateness_seconds"].samples}
     assert (buckets["0.0005"], buckets["0.1"], buckets["60.0"], buckets["+Inf"]) == (5, 8, 8, 10)
     slices = {sample.labels["worker"]: sample.value for sample in found["ringpoll_worker_slice"].samples}

@@ -12,7 +12,7 @@ from coordinator.events import WorkerView
 from coordinator.status import ShellCounts, document, not_ready
 from tests.docs.documents import metric_names, row_of, view
 from tests.docs.repository_facts import error_codes, read, warnings_logged
-from worker.probe.errors import ERROR_CODES, MEANINGS
+from worker.probe.errors import ERROR_CODES, LOCAL_CAUSES, MEANINGS
 
 RUNBOOK = read("deploy/RUNBOOK.md")
 ONE_LINE = " ".join(RUNBOOK.split())
@@ -36,6 +36,11 @@ def test_every_error_code_of_a_poll_is_explained(code):
 @pytest.mark.parametrize("reason", get_args(MissedReason))
 def test_every_missed_reason_is_explained(reason):
     assert row_of(RUNBOOK.partition("## Missed reasons")[2].partition("## ")[0], f"`{reason}`")
+
+
+@pytest.mark.parametrize("cause", LOCAL_CAUSES)
+def test_every_local_cause_is_explained(cause):
+    assert row_of(RUNBOOK.partition("Local causes (")[2].partition("## ")[0], f"`{cause}`")
 
 
 NOT_READY = [

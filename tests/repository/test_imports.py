@@ -62,6 +62,7 @@ PURE = (
     "worker.outbox",
     "worker.outgoing",
     "worker.probe.guard",
+    "worker.probe.own_fault",
     "worker.ticker",
     "writer.claims",
     "writer.core",

@@ -136,7 +136,7 @@ class Play:
     def later(self, duration_ms):
         return self.at(self.now + duration_ms)
 
-    def finish(self, *project_ids, status="success"):
+    def finish(self, *project_ids, status="success", local_causes=None):
         results = []
         for project_id in project_ids or list(self.running):
             poll = self.running.pop(project_id)
@@ -162,7 +162,7 @@ class Play:
                     poll.epoch,
                 )
             )
-        return self.tell_core(PollsFinished(results))
+        return self.tell_core(PollsFinished(results, local_causes or {}))
 
     def beat(self, **vitals):
         self.tell_core(HeartbeatDue(Vitals(**vitals)))

@@ -402,6 +402,15 @@ def test_missed_ticks_that_are_not_handed_over_hold_their_partition_back(play):
     assert (entry.first_tick_ms, entry.reason) == (tick + 1_000, "overrun")
 
 
+def test_what_unknown_polls_came_to_grief_on_is_counted_by_cause(play):
+    play.joined(spec(A), spec(B)).welcome()
+    play.later(1_000)
+    play.finish(A, status="unknown", local_causes={"network": 1})
+    assert play.beat().stats.local_causes == {"network": 1}
+    play.finish(B, status="unknown", local_causes={"network": 1, "stall": 1})
+    assert play.beat().stats.local_causes == {"network": 2, "stall": 1}
+
+
 def test_a_released_poll_still_holds_the_oldest_back(play):
     """It is in nobody's partition here, but the horizon must wait for it."""
     play.joined().welcome()

@@ -93,6 +93,10 @@ class AiohttpProber:
     def in_flight(self) -> int:
         return len(self._tasks)
 
+    @property
+    def names_answered_at(self) -> float:
+        return self._connector.names_answered_at
+
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
         assert not self._closed, "start() after close()"
         poll = PollInFlight(spec, done)

@@ -86,6 +86,11 @@ class ChoosingProber:
     def in_flight(self) -> int:
         return self._lean.in_flight + self._aiohttp.in_flight + len(self._refused)
 
+    @property
+    def names_answered_at(self) -> float:
+        """When a name server last said anything (monotonic seconds)."""
+        return max(self._lean.names_answered_at, self._aiohttp.names_answered_at)
+
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
         if not spec.headers:
             self._lean.start(spec, done)

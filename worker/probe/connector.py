@@ -75,6 +75,11 @@ class Connector(Generic[C]):
         self._guard = guard
         self._contexts = TlsContexts()
 
+    @property
+    def names_answered_at(self) -> float:
+        """When a name server last said anything (monotonic seconds)."""
+        return self._resolver.answered_at
+
     def close(self) -> None:
         self._resolver.close()
         self._contexts.close()
@@ -105,6 +110,7 @@ class Connector(Generic[C]):
             addresses = _of_version(addresses, settings.ip_version, place.host)
         poll.phase = "connect"
         addresses = self._permitted(place, addresses, named)
+        poll.addresses = addresses
         options = poll.spec.options
         if options is None or options.connect_timeout_ms is None:
             return await self._connect(poll, origin, addresses, tls, begun_at)

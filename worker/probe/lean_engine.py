@@ -86,6 +86,10 @@ class LeanProber:
     def in_flight(self) -> int:
         return self._in_flight
 
+    @property
+    def names_answered_at(self) -> float:
+        return self._connector.names_answered_at
+
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
         assert not self._closed, "start() after close()"
         poll = LeanPoll(spec, done)

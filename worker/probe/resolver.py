@@ -19,6 +19,7 @@ from typing import cast
 
 from worker.probe.errors import from_lookup
 from worker.probe.lookup_threads import AddressInfo, Lookup, LookupResult, LookupThreads
+from worker.probe.own_fault import is_own_host
 
 KEEP_S = 30.0
 KEEP_FAILURE_S = 3.0
@@ -97,6 +98,7 @@ class Resolver:
         self._names: dict[str, KnownName] = {}
         self._waiting: dict[Standing, deque[tuple[str, int, KnownName]]] = {each: deque() for each in Standing}
         self._running = 0
+        self.answered_at = 0.0  # when a lookup last brought what only a name server can say
 
     def kept(self, host: str, port: int) -> Sequence[AddressInfo] | None:
         """What is known without waiting for a lookup."""
@@ -180,11 +182,14 @@ class Resolver:
             name.failed_until = now if is_local else now + KEEP_FAILURE_S
             if isinstance(result, socket.gaierror) and result.errno in _NO_SUCH_NAME:
                 name.addresses = ()
+                self.answered_at = now
             running.set_result(None)
         elif isinstance(result, BaseException):
             running.set_exception(result)
         else:
             name.addresses, name.port = result, port
+            if not is_own_host(host, str(result[0][4][0])):
+                self.answered_at = now
             name.fresh_until = now + KEEP_S
             name.failure = None
             running.set_result(None)
