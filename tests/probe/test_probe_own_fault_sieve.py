@@ -13,7 +13,7 @@ from worker.probe.errors import LOCAL_CAUSES, ProbeError
 from worker.probe.in_flight import PollInFlight
 from worker.probe.interface import FailedOutcome, ProbeOutcome, probe
 from worker.probe.own_fault import UNRELATED_MIN
-from worker.probe.own_fault_sieve import OwnFaultSieve
+from worker.probe.own_fault_sieve import LOOKS_MAX, OwnFaultSieve
 
 # TCP has no multicast: refused by the kernel as unreachable, and no packet leaves.
 UNREACHABLE = [f"http://{225 + number}.0.0.1/" for number in range(UNRELATED_MIN)]
@@ -216,6 +216,41 @@ async def test_nothing_of_what_was_measured_changes(sieve, machine):
     (found,) = delivered
     assert (found.dns_ms, found.remote_address, found.status) == (1.5, "10.1.2.3", "unknown")
     assert found.error_message.endswith("; time-out")
+
+
+async def test_answers_that_wait_to_be_read_are_read_first(sieve):
+    """The loop stands still until long after the window is over; what came meanwhile is an answer."""
+    delivered = []
+    for number in range(UNRELATED_MIN):
+        outcome = failed(ProbeError("connect_unreachable", "x", "network"), f"10.{number}.2.3:80")
+        assert sieve.sift(outcome, delivered.append) is None
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        ours.setblocking(False)
+        asyncio.get_running_loop().add_reader(ours, lambda: ours.recv(9) and sieve.sift(FROM_AFAR, pytest.fail))
+        await asyncio.sleep(0)
+        theirs.send(b"answer")
+        until_at = time.monotonic() + 1.2
+        while time.monotonic() < until_at:
+            time.sleep(0.001)
+        await until(lambda: len(delivered) == UNRELATED_MIN)
+        asyncio.get_running_loop().remove_reader(ours)
+    assert {each.error_code for each in delivered} == {"connect_unreachable"}
+
+
+async def test_answers_of_this_machine_are_not_looked_at_for_ever(sieve):
+    from_here = msgspec.structs.replace(FROM_AFAR, remote_address="127.0.0.1")
+    looks = 0
+    while sieve.asks:
+        sieve.sift(from_here, pytest.fail)
+        looks += 1
+    assert looks == LOOKS_MAX
+    sieve.ask()
+    assert sieve.asks
+    sieve.sift(failed(ProbeError("connect_unreachable", "x", "network"), "10.1.2.3:80"), lambda _: None)
+    for _ in range(2 * LOOKS_MAX):
+        sieve.sift(from_here, pytest.fail)
+    assert sieve.asks, "something is held"
 
 
 async def test_every_local_failure_is_counted_by_its_cause(sieve):

@@ -11,10 +11,10 @@ in the order in which they are applied:
    for granted ``STANDS_S`` after it last showed itself.
 3. A poll that began in an outage and ended, in vain, not long after it, is ours: what is lost is sent again at doubling
    distances, so a poll that lost x seconds may need as long again (and a second) once the network is back.
-4. When ``UNRELATED_MIN`` suspects that have nothing to do with one another fail within ``WINDOW_S``, and there was no
-   answer, that is an outage, and all of them are ours.  As the first are only known by the later, each is held back for
-   up to ``WINDOW_S``.  Less than a second, so that a poll is over within its time-out and a second (see
-   ``BusyProject``).
+4. Any other suspect is held back for ``WINDOW_S``.  When ``UNRELATED_MIN`` that have nothing to do with one another
+   have failed in that time, and there was no answer in all of it, that is an outage, and all that are held are ours.
+   It is not called before the time is over: those that work must have had the time to say so.  The window is less than
+   a second, so that a poll is over within its time-out and a second (see ``BusyProject``).
 5. With fewer hosts the machine itself may know: ``excuse`` is asked for each suspect that would be held (there is no
    route to it), ``found_out`` says so for all that are held (no name server answers).
 6. Otherwise the failure is the target's.
@@ -29,10 +29,11 @@ Pure: time is an argument (monotonic seconds).  It keeps the suspects that are h
 flight, and ``UNRELATED_MIN`` witnesses.
 """
 
+import functools
 import ipaddress
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -110,27 +111,25 @@ class OwnFaultJudge(Generic[T]):
         if outage is not None and outage.ended_at == math.inf:
             outage.ended_at = at
         self._witnesses = [witness for witness in self._witnesses if witness.answerable_at >= at]
-        for suspect in list(self._held):
+        held, self._held = self._held, deque()
+        for suspect in held:
             if suspect.answerable_at < at:
-                self._held.remove(suspect)
                 self.rulings.append(Ruling(suspect.item, None))
+            else:
+                self._held.append(suspect)
 
     def failed(self, suspect: Suspect[T], now: float, excuse: Callable[[], str | None] = lambda: None) -> None:
         """``now``: not before anything said so far.  ``excuse``: why this one is ours, if this machine knows that."""
-        self.handle_timer(now)
         lost = self._lost_in_an_outage(suspect)
         if lost is not None or suspect.answerable_at < self._answered_at:
             self.rulings.append(Ruling(suspect.item, lost))
             return
-        is_many = self._bear_witness(suspect)
-        outage = self._standing(now)
-        if outage is not None:
-            if is_many:
+        self._bear_witness(suspect)
+        outage = self._outage
+        if outage is not None and now < outage.stands_until and outage.ended_at == math.inf:
+            if len(self._witnesses) == UNRELATED_MIN:
                 outage.stands_until = now + STANDS_S
             self.rulings.append(Ruling(suspect.item, outage.why))
-        elif is_many:
-            self._held.append(suspect)
-            self.found_out(f"{UNRELATED_MIN} unrelated hosts {self._many}", now)
         elif (why := excuse()) is not None:
             self.rulings.append(Ruling(suspect.item, why))
         else:
@@ -148,16 +147,17 @@ class OwnFaultJudge(Generic[T]):
         return self._held[0].failed_at + WINDOW_S if self._held else None
 
     def handle_timer(self, now: float) -> None:
-        while self._held and self._held[0].failed_at + WINDOW_S <= now:
-            self.rulings.append(Ruling(self._held.popleft().item, None))
+        """``now``: whatever came until then has been told of."""
+        while self._held and (due_at := self._held[0].failed_at + WINDOW_S) <= now:
+            if _are_many(suspect for suspect in self._held if suspect.failed_at <= due_at):
+                self.found_out(f"{UNRELATED_MIN} unrelated hosts {self._many}", now)
+            else:
+                self.rulings.append(Ruling(self._held.popleft().item, None))
 
     def let_go(self) -> None:
         """Hold nothing back any more: what is not known to be ours is not."""
-        self.handle_timer(math.inf)
-
-    def _standing(self, now: float) -> Outage | None:
-        outage = self._outage
-        return outage if outage is not None and now < outage.stands_until and outage.ended_at == math.inf else None
+        self.rulings += [Ruling(suspect.item, None) for suspect in self._held]
+        self._held.clear()
 
     def _lost_in_an_outage(self, suspect: Suspect[T]) -> str | None:
         """Rule 3: why, if it is so."""
@@ -168,8 +168,8 @@ class OwnFaultJudge(Generic[T]):
         in_vain = suspect.answerable_at < outage.last_good_at  # already before the outage
         return None if in_vain or suspect.failed_at - outage.ended_at > lost_s + 1 else outage.why
 
-    def _bear_witness(self, suspect: Suspect[T]) -> bool:
-        """Whether enough that are unrelated have failed within the window."""
+    def _bear_witness(self, suspect: Suspect[T]) -> None:
+        """Note it, and of the others those that are unrelated to it and have failed within the window."""
         since = suspect.failed_at - WINDOW_S
         others = [
             witness
@@ -177,7 +177,19 @@ class OwnFaultJudge(Generic[T]):
             if witness.failed_at > since and not witness.relations & suspect.relations
         ]
         self._witnesses = [*others, suspect][-UNRELATED_MIN:]
-        return len(self._witnesses) == UNRELATED_MIN
+
+
+def _are_many(suspects: Iterable[Suspect[T]]) -> bool:
+    """Whether enough of them have nothing to do with one another."""
+    related: set[str] = set()
+    count = 0
+    for suspect in suspects:
+        if related.isdisjoint(suspect.relations):
+            count += 1
+            if count == UNRELATED_MIN:
+                return True
+        related |= suspect.relations
+    return False
 
 
 def relations_of(host: str, address: str | None) -> frozenset[str]:
@@ -199,6 +211,7 @@ def relations_of(host: str, address: str | None) -> frozenset[str]:
     return frozenset(found)
 
 
+@functools.lru_cache(maxsize=4_096)
 def is_own_host(host: str, address: str | None) -> bool:
     """Whether it is on this machine: what becomes of it says nothing about networks and name servers."""
     name = host.rstrip(".").lower()

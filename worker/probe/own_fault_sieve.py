@@ -4,7 +4,9 @@ It brings outcomes before the judges of ``own_fault``, asks the machine what can
 local, by cause.  A failure that may be the network's or the resolver's is held back until it is ruled upon, for less
 than a second; everything else passes at once.  Nothing is changed of what was measured.
 
-``asks`` keeps ordinary polls cheap: an outcome without an error is to be brought here only while it is set.
+``asks`` keeps ordinary polls cheap: an outcome without an error is to be brought here only while it is set.  About once
+a second it is, until an answer has come, or ``LOOKS_MAX`` that prove nothing because they came from this machine; while
+anything is held back, or an outage goes on, it stays.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from worker.probe.deadlines import LATE_READ_S, READ_FIRST_S
 from worker.probe.errors import ErrorCode, LocalCause, printable
 from worker.probe.interface import FailedOutcome, OnOutcome, ProbeOutcome
 from worker.probe.own_fault import OwnFaultJudge, Ruling, Suspect, is_own_host, relations_of
@@ -22,6 +25,8 @@ from worker.probe.own_machine import has_route, name_servers_answer
 _REACHED: frozenset[ErrorCode | None] = frozenset(
     {"connect_refused", "tls_verify", "tls_other", "closed", "reset", "protocol", "too_many_redirects"}
 )
+
+LOOKS_MAX = 100
 
 HeldFailure = tuple[FailedOutcome, OnOutcome]
 
@@ -41,6 +46,7 @@ class OwnFaultSieve:
         name_servers_answer: Callable[[], Awaitable[bool]] = name_servers_answer,
     ) -> None:
         self.asks = True
+        self._looks = 0  # since ``ask``
         self._loop = asyncio.get_running_loop()
         self._names_answered_at = names_answered_at
         self._has_route = has_route
@@ -53,6 +59,7 @@ class OwnFaultSieve:
         )
         self._causes: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due_at = 0.0
         self._asking: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -62,14 +69,17 @@ class OwnFaultSieve:
     def ask(self) -> None:
         """Have the next answer noted; to be said about once a second."""
         self.asks = True
+        self._looks = 0
 
     def sift(self, outcome: ProbeOutcome, deliver: OnOutcome) -> ProbeOutcome | None:
         """What is to be recorded of an outcome; None: ``deliver`` is called with that, now or in less than a second."""
         now = time.monotonic()
         if not isinstance(outcome, FailedOutcome):
             if not is_own_host("", outcome.remote_address):
-                self._network.answered(now)
-                self._settle(now)
+                self._heard(now)
+            else:
+                self._looks += 1
+                self.asks = self._looks < LOOKS_MAX or self._network.is_curious
             return outcome
         if outcome.error_code == "local":
             self._count(outcome.cause or "other")
@@ -77,8 +87,7 @@ class OwnFaultSieve:
         is_own = is_own_host(outcome.host, outcome.address)
         if is_own or outcome.cause not in ("network", "resolver"):
             if not is_own and outcome.error_code in _REACHED:
-                self._network.answered(now)
-                self._settle(now)
+                self._heard(now)
             return outcome.found()
         suspect: Suspect[HeldFailure] = Suspect(
             (outcome, deliver), relations_of(outcome.host, outcome.address), outcome.began_at, now
@@ -115,6 +124,11 @@ class OwnFaultSieve:
 
     # ---- rulings ----------------------------------------------------------------------------------------------------
 
+    def _heard(self, now: float) -> None:
+        self._network.answered(now)
+        self._settle(now)
+        self.asks = self._network.is_curious
+
     def _routeless(self, address: str | None) -> str | None:
         if self._has_route(address):
             return None
@@ -128,14 +142,16 @@ class OwnFaultSieve:
             self._asking = None
         now = time.monotonic()
         self._resolver.answered(self._names_answered_at())
-        self._resolver.handle_timer(now)
         if not is_answered and self._names_answered_at() < asked_at:
             self._resolver.found_out("none of this machine's name servers answers", now)
         self._settle(now)
 
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _on_timer(self, has_read: bool = False) -> None:
         now = time.monotonic()
+        if not has_read and now - self._due_at >= LATE_READ_S:  # our loop is late: answers may wait to be read
+            self._timer = self._loop.call_later(READ_FIRST_S, self._on_timer, True)
+            return
+        self._timer = None
         self._resolver.answered(self._names_answered_at())
         self._network.handle_timer(now)
         self._resolver.handle_timer(now)
@@ -151,13 +167,17 @@ class OwnFaultSieve:
             rulings, judge.rulings = judge.rulings, []
             for ruling in rulings:
                 self._deliver(ruling, cause)
-        self.asks = self._network.is_curious
+        self.asks = self.asks or self._network.is_curious
+        timers = [at for judge, _ in judges if (at := judge.next_timer()) is not None]
+        due_at = min(timers, default=None)
         if self._timer is not None:
+            if due_at == self._due_at:
+                return
             self._timer.cancel()
             self._timer = None
-        timers = [at for judge, _ in judges if (at := judge.next_timer()) is not None]
-        if timers and not self._closed:
-            self._timer = self._loop.call_later(max(0.0, min(timers) - now), self._on_timer)
+        if due_at is not None and not self._closed:
+            self._due_at = due_at
+            self._timer = self._loop.call_later(max(0.0, due_at - now), self._on_timer)
 
     def _deliver(self, ruling: Ruling[HeldFailure], cause: LocalCause) -> None:
         (outcome, deliver), why = ruling
