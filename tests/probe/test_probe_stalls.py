@@ -14,14 +14,19 @@ from worker.probe import stalls as stalls_module
 from worker.probe.interface import probe
 from worker.probe.stalls import NOTED_S, Stalls
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+BODY_BYTES = 600_000  # more than one turn of a loop reads
+
+
+def answer(body_bytes: int) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % body_bytes + b"x" * body_bytes
 
 
 class ServerElsewhere:
     """Answers from a thread of its own, so that it goes on while the loop under test stands still."""
 
-    def __init__(self, answer_after_s: float | None) -> None:
+    def __init__(self, answer_after_s: float | None, body_bytes: int) -> None:
         self.answer_after_s = answer_after_s
+        self.answer = answer(body_bytes)
         self.asked = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
@@ -37,7 +42,7 @@ class ServerElsewhere:
                 self.asked.set()
                 if self.answer_after_s is not None:
                     self._over.wait(self.answer_after_s)
-                    client.sendall(ANSWER)
+                    client.sendall(self.answer)
                 self._over.wait(WAIT_S)
 
     def close(self) -> None:
@@ -51,8 +56,8 @@ class ServerElsewhere:
 def elsewhere() -> Iterator:
     made = []
 
-    def make(answer_after_s: float | None) -> ServerElsewhere:
-        made.append(ServerElsewhere(answer_after_s))
+    def make(answer_after_s: float | None, body_bytes: int = 2) -> ServerElsewhere:
+        made.append(ServerElsewhere(answer_after_s, body_bytes))
         return made[-1]
 
     yield make
@@ -80,6 +85,12 @@ async def test_an_answer_that_came_while_the_loop_stood_still_is_one(make_prober
     outcome = await stalled(make_prober(), elsewhere(0.1), timeout_ms=500, stall_s=0.8)  # noticed less than 0.5 s late
     assert (outcome.status, outcome.status_code) == ("success", 200)
     assert outcome.response_time_ms > 700, "it says when the answer was read: at most so long did it take"
+
+
+async def test_so_is_one_that_takes_many_reads(make_prober, elsewhere):
+    server = elsewhere(0.1, BODY_BYTES)
+    outcome = await stalled(make_prober(), server, timeout_ms=500, stall_s=0.8)
+    assert (outcome.status, outcome.size_bytes) == ("success", BODY_BYTES)
 
 
 async def test_so_is_one_that_came_while_the_loop_stood_still_for_long(make_prober, elsewhere):

@@ -3,8 +3,8 @@
 A deadline is never noticed early, and at most 25 ms late, what the loop itself is late apart.  Adding one and taking it
 away, which is what happens to nearly all, is a set operation: polls are kept by the grain their deadline lies in.
 
-When the loop is ``LATE_READ_S`` late or more, deadlines wait for ``READ_FIRST_S`` longer: loops run their timers before
-they read, and an answer that came while the loop stood still is one.
+When the loop is ``LATE_READ_S`` late or more, deadlines wait for ``READ_FIRST_S`` longer: an answer that came while the
+loop stood still is one, and a single turn of the loop need not read all of it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 GRAINS_PER_S = 40
 TIMER_MIN_S = 0.001  # a loop's timers may be early by less
 LATE_READ_S = 0.1
-READ_FIRST_S = 0.02
+READ_FIRST_S = 0.05
 
 T = TypeVar("T")
 
