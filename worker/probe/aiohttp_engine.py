@@ -23,7 +23,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cluster.project import ProjectSpec
-from worker.probe.connection import Connection
+from worker.probe.connection import INFORMATIONAL_MAX, Connection
 from worker.probe.connector import Connector
 from worker.probe.deadlines import LATE_READ_S, READ_FIRST_S
 from worker.probe.errors import ProbeError, blunder, from_lost
@@ -45,7 +45,6 @@ from worker.probe.request import (
 from worker.probe.resolver import system_lookup
 from worker.probe.stalls import Stalls
 
-INFORMATIONAL_MAX = 32
 CACHED_REQUESTS_MAX = 4_096
 CACHED_REQUEST_MAX_BYTES = 8_192
 
@@ -306,6 +305,9 @@ class AiohttpProber:
                     body.whole = False
                     break
         except (ClientError, OSError, HttpProcessingError) as error:
+            if connection.mostly_framing:  # as much as is read of it, like a body up to its limit
+                poll.size_bytes = min(payload.total_bytes, self._body_limit_bytes)
+                return None
             length = message.headers.get("Content-Length")
             of = f" of {length}" if length else ""
             raise _broken(connection, f"after {size}{of} body bytes") from error

@@ -30,6 +30,7 @@ HEAD_HEADERS_MAX = 1_000
 HEAD_MAX_BYTES = 262_144  # informational answers included
 HEAD_ABOVE_SUSPICION_BYTES = 4 * HEAD_HEADERS_MAX  # the shortest header has four: fewer bytes break no limit
 UNASKED_MAX_BYTES = 65_536
+FRAMING_MAX_BYTES = 65_536  # around the pieces of a body: a server can send it without end and no body at all
 
 _ORDINARY_VERSION = b"HTTP/1."
 _HTTP = re.compile(rb"[\r\n]*HTTP/[1-9]")  # the parser also takes HTTP/0.9 and other protocols that look like it
@@ -101,6 +102,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         "_transport",
         "_without_body",
         "began_at",
+        "behind_head",
         "certificate",
         "complete",
         "fault",
@@ -139,6 +141,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         self.first_byte_at: float | None = None
         self.headed = self.looked_at = self.complete = False
         self.status = self.size = 0
+        self.behind_head = 0  # bytes in the packets after the one in which the head ended
         self.messages = 0  # answers begun, those that were informational and are over apart
         self.informational = 0
         self.fault: str | None = None  # why what came is no HTTP
@@ -174,7 +177,7 @@ class LeanConnection(asyncio.Protocol, Openable):
         self.poll = poll
         self._without_body = hop.without_body
         self.messages = 0
-        self.size = 0
+        self.size = self.behind_head = 0
         self.kept = [] if poll.plan.keeps_body else None
         self.headed = self.looked_at = self.complete = False
         self.first_byte_at = None
@@ -220,6 +223,10 @@ class LeanConnection(asyncio.Protocol, Openable):
         if (coding := fields.last("transfer-encoding")) is not None:
             return coding.rpartition(",")[2].strip().lower() == "chunked"
         return fields.first("content-length") is not None
+
+    def is_mostly_framing(self) -> bool:
+        """Whether more was sent around the pieces of the body than is read: it costs time and leads nowhere."""
+        return self.behind_head - self.size > FRAMING_MAX_BYTES
 
     def is_ordinary(self) -> bool:
         """Whether the answer is complete and was so simple that nothing about it has to be looked at."""
@@ -281,7 +288,9 @@ class LeanConnection(asyncio.Protocol, Openable):
         self.received_at = now = time.monotonic()
         if self.first_byte_at is None:
             self.first_byte_at = now
-        if not self.headed:
+        if self.headed:
+            self.behind_head += len(data)
+        else:
             self.head = self.head + data if self.head else data
         try:
             self._feed(data)

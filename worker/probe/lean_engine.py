@@ -216,7 +216,9 @@ class LeanProber:
             if connection.status in REDIRECT_STATUSES and self._follow(connection, poll):
                 return False
             connection.looked_at = True
-        return connection.complete or connection.size >= poll.plan.body_limit_bytes
+        if connection.complete or connection.size >= poll.plan.body_limit_bytes:
+            return True
+        return connection.is_mostly_framing()
 
     def lost(self, connection: LeanConnection, poll: LeanPoll) -> None:
         try:
