@@ -289,23 +289,32 @@ def _valid_url(url: str) -> str:
 
 def _ascii_url(url: str, netloc: str, host: str) -> str:
     """The URL with a host in ASCII and what isn't ASCII percent-encoded; everything else stays as written."""
-    if netloc.rpartition("@")[2].startswith("["):
+    place = netloc.rpartition("@")[2]
+    if place.startswith("["):
         if not _IPV6.fullmatch(host) or not _is_ipv6(host.partition("%")[0]):
             raise InvalidInputError(f"url: {_shown(host)} is not an IPv6 address")
-    elif host.isascii():
-        if not _HOST.fullmatch(host):
-            raise InvalidInputError(f"url: {_shown(host)} is not a host name")
-        if host.replace(".", "").isdigit() and not _is_ipv4(host):
-            raise InvalidInputError(f"url: {_shown(host)} is not an IPv4 address")
+        behind = place.partition("]")[2]
+        if behind and not behind.startswith(":"):
+            raise InvalidInputError(f"url: {_shown(behind)} is not a port, behind the address {_shown(host)}")
     else:
         try:
-            encoded = host.encode("idna").decode("ascii")
+            encoded = host if host.isascii() else host.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise InvalidInputError(f"url: {_shown(host)} is not a host name: {error}") from error
+        if not _HOST.fullmatch(encoded):
+            raise InvalidInputError(f"url: {_shown(host)} is not a host name")
+        if encoded.replace(".", "").isdigit() and not _is_ipv4(encoded):
+            raise InvalidInputError(f"url: {_shown(host)} is not an IPv4 address")
+        if host.isascii():
+            return _ascii_text(url)
         start = url.index("://") + 3
-        user, at, place = netloc.rpartition("@")
+        user, at, _ = netloc.rpartition("@")
         _, colon, port = place.partition(":")
         url = url[:start] + user + at + encoded + colon + port + url[start + len(netloc) :]
+    return _ascii_text(url)
+
+
+def _ascii_text(url: str) -> str:
     return url if url.isascii() else "".join(c if c.isascii() else quote(c, safe="") for c in url)
 
 
@@ -369,7 +378,7 @@ def _expect_framing(name: str, value: str, body: str | None) -> None:
             raise InvalidInputError(f"headers: {name} can't be given: a body is sent with its length")
         case "content-length":
             size = len((body or "").encode())
-            if value.strip() != str(size):
+            if value.strip(" \t") != str(size):
                 raise InvalidInputError(
                     f"headers: {name} is {_shown(value)} and the body has {size} bytes; leave it out, it is added"
                 )

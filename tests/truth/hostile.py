@@ -2,8 +2,8 @@
 
 ``HostileRun`` is one such run: it puts the projects into the table, watches the workers from outside (pids and loop lag
 from ``/status``, resident memory from the system), and reads lateness and ends from the rows.  ``python -m
-tests.truth.hostile [SECONDS]`` makes one without the hostile and one with them, and prints what it found: the promise is
-a p99 of the ordinary projects' lateness below 50 ms.
+tests.truth.hostile [SECONDS]`` makes one without the hostile and one with them, and prints what it found; the promise
+is a p99 of the ordinary projects' lateness below 50 ms.
 """
 
 import contextlib

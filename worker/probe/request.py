@@ -244,7 +244,7 @@ def first_request(spec: ProjectSpec) -> HttpRequest:
     if "transfer-encoding" in names:
         raise ValueError("header Transfer-Encoding can't be set: a body is sent with its length")
     body = (spec.body or "").encode("utf-8", "surrogateescape")
-    declared = [value for name, value in spec.headers if name.lower() == "content-length"]
+    declared = [value.strip(" \t") for name, value in spec.headers if name.lower() == "content-length"]
     if declared and declared != [str(len(body))]:
         raise ValueError(f"header Content-Length says {', '.join(declared)}, and the body has {len(body)} bytes")
     target = parse_target(spec.url)
