@@ -80,7 +80,10 @@ DATABASE_ERRORS = (
 
 def describe(error: BaseException) -> str:
     """One line about a database error: its kind and its text, printable and bounded."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, asyncpg.CheckViolationError | asyncpg.NotNullViolationError) and error.args:
+        text = str(error.args[0])  # the detail is the whole row, with the secrets of a project
+    text = " ".join(text.split()) or type(error).__name__
     sqlstate = getattr(error, "sqlstate", None)
     text = f"{text} (SQLSTATE {sqlstate})" if isinstance(sqlstate, str) else text
     return "".join(c if c.isprintable() else "?" for c in text)[:ERROR_TEXT_MAX]

@@ -61,6 +61,9 @@ CLUSTER_SETTINGS: dict[str, object] = {
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
     "log_checkpoints": "off",
+    # A row that a CHECK refuses, and the statement that wrote it, would be logged with the secrets of a project.
+    "log_error_verbosity": "terse",
+    "log_min_error_statement": "panic",
     "timezone": "UTC",
     "log_timezone": "UTC",
 }

@@ -18,6 +18,7 @@ import orjson
 from cluster.assertions import canonical_assertions, validate_assertions
 from cluster.errors import InvalidInputError
 from cluster.http_options import OPTION_NAMES, HttpOptions, expect_option_type, options_from_json, validate_options
+from cluster.masking import masked_url
 from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
 
@@ -148,6 +149,7 @@ class ProjectFields(HttpOptions, array_like=False, frozen=True, kw_only=True):
 FIELD_NAMES = tuple(field.name for field in msgspec.structs.fields(ProjectFields))
 JSON_FIELDS = ("headers", "assertions")  # of type jsonb in the table
 _TEXT_FIELDS = frozenset({"url", "name", "method", "expected_status", "unit"})
+_PRIVATE_FIELDS = frozenset({"headers", "body"})  # a wrong value is not repeated: it may be a secret
 _FLAG_FIELDS = frozenset({"follow_redirects", "enabled"})
 
 
@@ -260,7 +262,7 @@ def _header_pairs(headers: str | Mapping[str, Any]) -> tuple[tuple[str, str], ..
         return ()
     for name, value in decoded.items():
         if not isinstance(value, str):
-            raise InvalidInputError(f"headers: the value of {_shown(name)} must be text, not {_shown(value)}")
+            raise InvalidInputError(f"headers: the value of {_shown(name)} must be text, not {_kind(value)}")
     return tuple(decoded.items())
 
 
@@ -268,19 +270,21 @@ def _valid_url(url: str) -> str:
     if not url or len(url) > URL_CHARS_MAX:
         raise InvalidInputError(f"url: must be 1 to {URL_CHARS_MAX} characters, not {len(url)}")
     if _URL_FORBIDDEN.search(url):
-        raise InvalidInputError(f"url: must not contain spaces or control characters: {_shown(url)}")
+        raise InvalidInputError(f"url: must not contain spaces or control characters: {_shown(masked_url(url))}")
     _expect_unicode("url", url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidInputError(f"url: {_shown(url)} is not a valid URL: {error}") from error
+        raise InvalidInputError(
+            f"url: {_shown(masked_url(url))} is not a valid URL: its host or port can't be one"
+        ) from error
     if parts.scheme not in {"http", "https"} or not url[len(parts.scheme) :].startswith("://"):
-        raise InvalidInputError(f"url: must begin with http:// or https://, not {_shown(url)}")
+        raise InvalidInputError(f"url: must begin with http:// or https://, not {_shown(masked_url(url))}")
     if not host:
-        raise InvalidInputError(f"url: {_shown(url)} has no host")
+        raise InvalidInputError(f"url: {_shown(masked_url(url))} has no host")
     if port == 0:
-        raise InvalidInputError(f"url: the port must be from 1 to 65535 in {_shown(url)}")
+        raise InvalidInputError(f"url: the port must be from 1 to 65535 in {_shown(masked_url(url))}")
     canonical = _ascii_url(url, parts.netloc, host)
     if len(canonical) > URL_CHARS_MAX:
         raise InvalidInputError(f"url: is longer than {URL_CHARS_MAX} characters when percent-encoded")
@@ -301,7 +305,7 @@ def _ascii_url(url: str, netloc: str, host: str) -> str:
             encoded = host if host.isascii() else host.encode("idna").decode("ascii")
         except UnicodeError as error:
             raise InvalidInputError(f"url: {_shown(host)} is not a host name: {error}") from error
-        if not _HOST.fullmatch(encoded):
+        if not _HOST.fullmatch(encoded) or "[" in place or "]" in place:
             raise InvalidInputError(f"url: {_shown(host)} is not a host name")
         if encoded.replace(".", "").isdigit() and not _is_ipv4(encoded):
             raise InvalidInputError(f"url: {_shown(host)} is not an IPv4 address")
@@ -356,7 +360,7 @@ def _valid_headers(headers: Mapping[Any, Any] | None, body: str | None) -> dict[
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise InvalidInputError(f"headers: {_shown(name)} is not a header name")
         if not isinstance(value, str):
-            raise InvalidInputError(f"headers: the value of {name!r} must be text, not {_shown(value)}")
+            raise InvalidInputError(f"headers: the value of {name!r} must be text, not {_kind(value)}")
         if _CONTROL_BUT_TAB.search(value):
             raise InvalidInputError(f"headers: the value of {name!r} must not contain line ends or control characters")
         if name.lower() in seen:
@@ -414,7 +418,8 @@ def _valid_assertions(written: list[dict[str, Any]] | None) -> list[dict[str, An
 
 def _expect(name: str, value: object, holds: bool, what: str) -> None:
     if not holds:
-        raise InvalidInputError(f"{name}: must be {what}, not {_shown(value)}")
+        is_private = name in _PRIVATE_FIELDS or isinstance(value, Mapping | list | tuple)
+        raise InvalidInputError(f"{name}: must be {what}, not {_kind(value) if is_private else _shown(value)}")
 
 
 def _expect_unicode(name: str, value: str | None) -> None:
@@ -422,6 +427,23 @@ def _expect_unicode(name: str, value: str | None) -> None:
         (value or "").encode()
     except UnicodeEncodeError:
         raise InvalidInputError(f"{name}: is not valid Unicode") from None
+
+
+def _kind(value: object) -> str:
+    """Of what JSON has; the value itself may be a secret that was only written wrongly."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case Mapping():
+            return "a map"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"of type {type(value).__name__}"
 
 
 def _shown(value: object) -> str:

@@ -19,6 +19,7 @@ from cluster import database
 from cluster.cli.data import open_database, with_database
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.masking import masked_project
 from cluster.project import FIELD_NAMES, ID_MAX, JSON_FIELDS, ProjectFields, project_from_map
 from cluster.settings import Settings
 
@@ -26,6 +27,7 @@ LINE_BYTES_MAX = 1 << 20
 COMPLAINTS_MAX = 20
 CHUNK_ROWS = 5_000
 _COLUMNS = ", ".join(("id", *FIELD_NAMES))
+_REVEAL = click.option("--reveal", is_flag=True, help="Also passwords in URLs, headers with secrets, and bodies.")
 
 
 class ImportLine(msgspec.Struct, frozen=True):
@@ -43,7 +45,8 @@ def projects() -> None:
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(0), help="At most so many, 0 for all.")
 @click.option("--search", metavar="TEXT", help="Only those with this text in name or URL.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def list_projects(settings: Settings, limit: int, search: str | None, as_json: bool) -> None:
+@_REVEAL
+def list_projects(settings: Settings, limit: int, search: str | None, as_json: bool, reveal: bool) -> None:
     """List projects by id."""
 
     async def read(conn: database.Connection) -> tuple[list[dict[str, Any]], int]:
@@ -54,7 +57,7 @@ def list_projects(settings: Settings, limit: int, search: str | None, as_json: b
             limit or None,
         )
         total = await conn.fetchval(f"SELECT count(*) FROM projects {where}", search)  # noqa: S608 - a constant
-        return [_readable(row) for row in rows], total
+        return [_shown_row(row, reveal) for row in rows], total
 
     found, total = with_database(settings, read)
     if as_json:
@@ -72,7 +75,8 @@ def list_projects(settings: Settings, limit: int, search: str | None, as_json: b
 @with_settings(*DATABASE)
 @click.argument("project_id", metavar="ID", type=PROJECT_ID)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def show_project(settings: Settings, project_id: int, as_json: bool) -> None:
+@_REVEAL
+def show_project(settings: Settings, project_id: int, as_json: bool, reveal: bool) -> None:
     """Show one project and its newest result."""
 
     async def read(conn: database.Connection) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def show_project(settings: Settings, project_id: int, as_json: bool) -> None:
             project_id,
         )
         state = await conn.fetchrow("SELECT state, since FROM project_states WHERE project_id = $1", project_id)
-        return _readable(row) | {
+        return _shown_row(row, reveal) | {
             "state": _state(state, polled=last is not None),
             "state_since": None if state is None else state["since"],
             "last_result": None if last is None else dict(last),
@@ -272,6 +276,11 @@ def _state(row: Any, *, polled: bool) -> str | None:
     if row is None:
         return "up" if polled else None
     return str(row["state"])
+
+
+def _shown_row(row: Any, reveal: bool) -> dict[str, Any]:
+    readable = _readable(row)
+    return readable if reveal else masked_project(readable)
 
 
 def _unknown(ids: list[int]) -> ClusterError:

@@ -48,6 +48,7 @@ GOOD = [
     {"url": URL, "headers": {"Content-Length": "2"}, "body": "ü"},
     {"url": URL, "headers": {"content-length": "0", "Connection": "Upgrade, Keep-Alive", "Upgrade": "websocket"}},
     {"url": URL, "headers": {"Connection": "close"}},
+    {"url": "http://\uff11\uff12\uff17.1/"},
     {"url": URL, "expected_status": "101"},
     {"url": "http://a/" + "x" * 4087},
     {"url": URL, "method": "PROPFIND"},
@@ -90,6 +91,12 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("url", {"url": "http://a/\n"}, True),
     ("url", {"url": "http://a/" + "x" * 4088}, True),
     ("url", {"url": "http://a:0/"}, False),
+    ("url", {"url": "http://a*b\ufeff/"}, False),
+    ("url", {"url": "http://a%é/"}, False),
+    ("url", {"url": "http://\uff12\uff15\uff16.1.1.1/"}, False),
+    ("url", {"url": "http://[::1]x/"}, False),
+    ("url", {"url": "http://[::1]http://"}, False),
+    ("url", {"url": "http://[::1]@c[e/"}, False),
     ("url", {"url": "http://a:99999/"}, False),
     ("url", {"url": "http://a:b/"}, False),
     ("url", {"url": "http://[::1/"}, False),
@@ -233,6 +240,24 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
 ]
 
 
+SECRET = "canary"
+MISTAKEN = [
+    {"url": f"http://user:{SECRET}@a b/"},
+    {"url": f"http://user:{SECRET}@h:0/"},
+    {"url": f"http://user:{SECRET}@a\u2100b/"},
+    {"url": f"http:/user:{SECRET}@h/"},
+    {"url": f"ftp://{SECRET}@h/"},
+    {"url": f"user:{SECRET}@h/"},
+    {"url": [f"http://user:{SECRET}@h/"]},
+    {"url": URL, "headers": {"Authorization": [SECRET]}},
+    {"url": URL, "headers": {"Authorization": {"Bearer": SECRET}}},
+    {"url": URL, "headers": {"Authorization": f"{SECRET}\n"}},
+    {"url": URL, "headers": f"Authorization: {SECRET}"},
+    {"url": URL, "body": {"password": SECRET}},
+    {"url": URL, "body": f"{SECRET}\x00"},
+]
+
+
 def short(value):
     return repr(value)[:70]
 
@@ -251,6 +276,13 @@ def test_bad_fields_are_refused_by_name_on_one_line(field, written, _in_table):
     assert message.startswith(f"{field}: ")
     assert message.isprintable()
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("written", MISTAKEN, ids=short)
+def test_what_may_be_a_secret_is_not_repeated(written):
+    with pytest.raises(InvalidInputError) as caught:
+        project_from_map(written)
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -288,3 +288,18 @@ def test_where_a_url_leads(url, variables, expected, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert database.endpoints_of(url) == expected
+
+
+async def test_describe_does_not_repeat_a_refused_row(database_url):
+    conn = await database.connect(database_url)
+    try:
+        for column in ("'http://user:canary@h/', 0", "'http://user:canary@h/', NULL"):
+            with pytest.raises(asyncpg.IntegrityConstraintViolationError) as caught:
+                await conn.execute(f"INSERT INTO projects (url, interval) VALUES ({column})")
+            assert "canary" in str(caught.value)
+            text = database.describe(caught.value)
+            assert "projects" in text
+            assert "SQLSTATE 23" in text
+            assert "canary" not in text
+    finally:
+        await conn.close()

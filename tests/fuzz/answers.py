@@ -23,6 +23,7 @@ from worker.probe.lean_engine import LeanProber
 
 BODY_LIMIT_BYTES = 65_536
 TIMEOUT_MS = 3
+LONG_TIMEOUT_MS = 60_000  # where the connection's end is what ends a poll
 PATIENCE_S = 5.0  # for a time-out of some milliseconds: beyond it something hangs
 TURNS = 3  # of the loop, in which a task reads what has come
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -146,6 +147,8 @@ class Stage:
         connector.opened.clear()
         outcome, first = await self._exchange(prober, script.method, script.parts, script.end)
         check_outcome(outcome)
+        if first is None:
+            return outcome
         connection, transport = first
         if len(connector.opened) == 1 and not transport.closing and connection.keep:
             _expect_whole(script, outcome)
@@ -157,15 +160,16 @@ class Stage:
     async def _exchange(self, prober, method, parts, end, kept=None):
         told = []
         loop = asyncio.get_running_loop()
-        spec = ProjectSpec(
-            1, "http://a.test/x", 1_000, 0, method=method, timeout_ms=TIMEOUT_MS if kept is None else 5_000
-        )
+        timeout_ms = TIMEOUT_MS if end == "silence" else LONG_TIMEOUT_MS
+        spec = ProjectSpec(1, "http://a.test/x", 1_000, 0, method=method, timeout_ms=timeout_ms)
         opened = prober._connector.opened
         written = kept[1].written if kept else 0
         prober.start(spec, told.append)
         await self._turns(lambda: told or (kept[1].written > written if kept else opened))
         first = kept or (opened[0] if opened else None)
-        assert first is not None or told, "neither a connection nor an outcome"
+        if first is None:  # on a busy machine the time-out may pass before the connection is there
+            assert told, "neither a connection nor an outcome"
+            return told[0], None
         connection, transport = first
         for part in parts:
             await asyncio.sleep(0)
@@ -206,7 +210,9 @@ class Stage:
 
 
 def check_outcome(outcome):
-    assert outcome.error_code is None or outcome.error_code in POSSIBLE, outcome
+    noticed_late = outcome.error_code == "local" and "too busy" in outcome.error_message
+    assert outcome.error_code is None or outcome.error_code in POSSIBLE or noticed_late, outcome
+    assert outcome.status in {"success", "failure"} or noticed_late, outcome
     assert (outcome.status == "success") == (outcome.error_code is None), outcome
     if outcome.error_code is not None:
         assert 0 < len(outcome.error_message) <= MESSAGE_MAX, outcome

@@ -121,6 +121,20 @@ def test_fields_that_make_no_request_are_refused(fields, says):
         first_request(spec("http://h/", **fields))
 
 
+@pytest.mark.parametrize("value", ["4", " 4", "4 ", "\t4"])
+def test_a_given_length_may_have_spaces_around_it(value):
+    request = first_request(spec("http://h/", headers=(("Content-Length", value),), body="four"))
+    assert f"\r\nContent-Length: {value}\r\n".encode() in request.wire
+
+
+@pytest.mark.parametrize("rest", ["a..b/", "[zz]/", "[::1]x/", "h:99999/", "h/ x", "/"])
+def test_words_about_a_url_do_not_repeat_its_password(rest):
+    for read in (parse_target, lambda url: resolve_location(parse_target("http://h/"), url)):
+        with pytest.raises(ValueError) as caught:
+            read(f"http://user:canary@{rest}".replace("h/ x", "h/\x01"))
+        assert "canary" not in str(caught.value)
+
+
 def follow(fields, status, location):
     project = spec("http://h/p", **fields)
     own = first_request(project)

@@ -22,6 +22,7 @@ from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
+from cluster.masking import masked_url
 from cluster.project import ProjectSpec
 from worker.probe.connection import INFORMATIONAL_MAX, Connection
 from worker.probe.connector import Connector
@@ -142,8 +143,9 @@ class AiohttpProber:
             outcome = poll.failed(poll.out_of_time())
         except Exception:
             # A bug of ours that one project brings out must not end every worker that gets the project.
-            logger.exception("probing project %d (%s) failed in an unforeseen way", poll.spec.id, poll.spec.url)
-            outcome = poll.failed(blunder(poll.peer or poll.spec.url))
+            url = masked_url(poll.spec.url)
+            logger.exception("probing project %d (%s) failed in an unforeseen way", poll.spec.id, url)
+            outcome = poll.failed(blunder(poll.peer or url))
         finally:
             deadline.cancel()
             if poll.connection is not None:
@@ -306,8 +308,9 @@ class AiohttpProber:
                     break
         except (ClientError, OSError, HttpProcessingError) as error:
             if connection.mostly_framing:  # as much as is read of it, like a body up to its limit
-                poll.size_bytes = min(payload.total_bytes, self._body_limit_bytes)
-                return None
+                poll.size_bytes = min(payload.total_bytes, limit_bytes)
+                body.whole = False
+                return body
             length = message.headers.get("Content-Length")
             of = f" of {length}" if length else ""
             raise _broken(connection, f"after {size}{of} body bytes") from error

@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection
 from functools import partial
 
+from cluster.masking import masked_url
 from cluster.project import ProjectSpec
 from worker.probe.connector import Connector
 from worker.probe.deadlines import Deadlines
@@ -104,8 +105,8 @@ class LeanProber:
         except ProbeError as error:
             self._loop.call_soon(self._fail, poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, spec.id, spec.url)
-            self._loop.call_soon(self._fail, poll, blunder(poll.peer or poll.spec.url))
+            logger.exception(UNFORESEEN, spec.id, masked_url(spec.url))
+            self._loop.call_soon(self._fail, poll, blunder(poll.peer or masked_url(poll.spec.url)))
 
     def cancel_redirects(self, project_ids: Collection[int]) -> None:
         for poll in self._deadlines:
@@ -175,9 +176,9 @@ class LeanProber:
             poll.opening = None
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
+            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
             poll.opening = None
-            self._fail(poll, blunder(poll.peer or poll.spec.url))
+            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
         else:
             if connection.is_lost:
                 self.lost(connection, poll)
@@ -196,8 +197,8 @@ class LeanProber:
         except ProbeError as error:
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
-            self._fail(poll, blunder(poll.peer or poll.spec.url))
+            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
+            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
 
     def _look(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Whether the poll ends with this packet."""
@@ -233,8 +234,8 @@ class LeanProber:
         except ProbeError as error:
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, poll.spec.url)
-            self._fail(poll, blunder(poll.peer or poll.spec.url))
+            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
+            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
 
     def _follow(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Go where the answer leads; False: it is no redirect to follow."""
@@ -335,7 +336,7 @@ class LeanProber:
         if (error := later.exception()) is None:
             self._finish(poll, judged(outcome, later.result()))
         else:
-            logger.error(UNFORESEEN, poll.spec.id, poll.spec.url, exc_info=error)
+            logger.error(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url), exc_info=error)
             self._fail(poll, blunder(poll.peer))
 
     # ---- endings ----------------------------------------------------------------------------------------------------

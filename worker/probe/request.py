@@ -25,6 +25,7 @@ from yarl import URL
 
 from cluster import __version__
 from cluster.http_options import HttpOptions
+from cluster.masking import masked_url
 from cluster.project import ProjectSpec
 from worker.probe.connection_settings import ConnectionSettings, basic, settings_of
 from worker.probe.judging import judge_for
@@ -114,7 +115,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
 def parse_target(url: str) -> Target:
     parts = _URL.match(url)
     if parts is None:
-        raise ValueError(f"not an http:// or https:// URL: {url!r}")
+        raise ValueError(f"not an http:// or https:// URL: {masked_url(url)!r}")
     scheme = parts[1].lower()
     userinfo, _, address = parts[2].rpartition("@")
     host, port = _split_port(address, url)
@@ -129,7 +130,7 @@ def parse_target(url: str) -> Target:
         authority = f"{authority}:{port}"
     rest = parts[3]
     if _UNSENDABLE.search(rest):
-        raise ValueError(f"a space or control character in the URL {url!r}")
+        raise ValueError(f"a space or control character in the URL {masked_url(url)!r}")
     if not rest.isascii():
         rest = quote_from_bytes(rest.encode("utf-8", "surrogateescape"), safe=_ASCII_PRINTABLE)
     return Target(
@@ -147,18 +148,18 @@ def _split_port(address: str, url: str) -> tuple[str, int | None]:
         try:
             ipaddress.IPv6Address(host)
         except ValueError:
-            raise ValueError(f"no valid IPv6 address between the brackets of the URL {url!r}") from None
+            raise ValueError(f"no valid IPv6 address between the brackets of the URL {masked_url(url)!r}") from None
         if not bracket or (tail and not tail.startswith(":")):
-            raise ValueError(f"no valid host in the URL {url!r}")
+            raise ValueError(f"no valid host in the URL {masked_url(url)!r}")
         port = tail[1:]
     else:
         host, _, port = address.partition(":")
     if not host:
-        raise ValueError(f"no host in the URL {url!r}")
+        raise ValueError(f"no host in the URL {masked_url(url)!r}")
     if not port:
         return host, None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65_536):
-        raise ValueError(f"no valid port in the URL {url!r}")
+        raise ValueError(f"no valid port in the URL {masked_url(url)!r}")
     return host, int(port)
 
 
@@ -169,7 +170,7 @@ def _ascii_host(host: str, url: str) -> str:
         except ValueError:
             host = ""
     if not _HOST_NAME.fullmatch(host) or len(host) > 255 or host.startswith(".") or ".." in host:
-        raise ValueError(f"no valid host name in the URL {url!r}")
+        raise ValueError(f"no valid host name in the URL {masked_url(url)!r}")
     return host
 
 
@@ -177,10 +178,10 @@ def resolve_location(base: Target, location: str) -> Target:
     """Where a Location header leads from ``base`` (RFC 3986 section 5; the fragment plays no part)."""
     text = location.strip(" \t").replace(" ", "%20")
     if _UNSENDABLE.search(text):
-        raise ValueError(f"control characters in the redirect target {text!r}")
+        raise ValueError(f"control characters in the redirect target {masked_url(text)!r}")
     if (scheme := _SCHEME.match(text)) is not None:
         if scheme[0][:-1].lower() not in DEFAULT_PORTS:
-            raise ForeignSchemeError(f"not an http:// or https:// URL: {text!r}")
+            raise ForeignSchemeError(f"not an http:// or https:// URL: {masked_url(text)!r}")
         absolute = text
     elif text.startswith("//"):
         absolute = f"{base.origin.scheme}:{text}"

@@ -1,0 +1,44 @@
+"""What of a project is shown to people who did not ask for its secrets: lists, logs, messages.  Pure.
+
+Hidden are the password in a URL (all of what precedes the @ when it has no colon: that is a token), the values of
+headers whose names say that they carry a secret, the body, and what the options authorize with.  Names, hosts, paths
+and queries are shown.  What is stored or sent never passes through here.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+
+_SECRET_NAME = re.compile(r"auth|cookie|token|secret|passw|api-?key|credential|signature|session", re.IGNORECASE)
+# Also of what is no URL: the text may be a mistaken one, with the password in it.
+_USERINFO = re.compile(r"(^\s*(?:[A-Za-z][A-Za-z0-9+.-]*:/*)?|//)([^/?#]*)@")
+
+
+def masked_url(url: str) -> str:
+    return _USERINFO.sub(_masked_userinfo, url, count=1)
+
+
+def is_secret_header(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
+def masked_project(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``projects`` with its headers decoded."""
+    shown = dict(row) | {"url": masked_url(row["url"])}
+    for name in ("body", "bearer_token"):
+        if row[name] is not None:
+            shown[name] = MASK
+    if row["basic_auth"] is not None:
+        shown["basic_auth"] = f"{row['basic_auth'].partition(':')[0]}:{MASK}"
+    if row["proxy"] is not None:
+        shown["proxy"] = masked_url(row["proxy"])
+    if row["headers"]:
+        shown["headers"] = {name: MASK if is_secret_header(name) else value for name, value in row["headers"].items()}
+    return shown
+
+
+def _masked_userinfo(found: re.Match[str]) -> str:
+    user, colon, _ = found[2].partition(":")
+    return f"{found[1]}{user}:{MASK}@" if colon else f"{found[1]}{MASK}@"
