@@ -43,10 +43,10 @@ async def test_framing_without_end_ends_the_reading(serve, poll, begin, piece, s
 
 
 async def test_a_body_in_small_chunks_is_read_to_its_end(serve, poll):
-    body = b"".join(b"40\r\n" + b"x" * 64 + b"\r\n" for _ in range(5_000)) + b"0\r\n\r\n"
+    body = b"".join(b"40\r\n" + b"x" * 64 + b"\r\n" for _ in range(15_000)) + b"0\r\n\r\n"
     server = await serve(CHUNKED + body)
     outcome = await poll(server.url())
-    assert (outcome.status, outcome.size_bytes) == ("success", 64 * 5_000)
+    assert (outcome.status, outcome.size_bytes) == ("success", 64 * 15_000)
 
 
 class UnreadTransport(asyncio.Transport):

@@ -30,7 +30,7 @@ HEAD_HEADERS_MAX = 1_000
 HEAD_MAX_BYTES = 262_144  # informational answers included
 HEAD_ABOVE_SUSPICION_BYTES = 4 * HEAD_HEADERS_MAX  # the shortest header has four: fewer bytes break no limit
 UNASKED_MAX_BYTES = 65_536
-FRAMING_MAX_BYTES = 65_536  # around the pieces of a body: a server can send it without end and no body at all
+FRAMING_MAX_BYTES = 65_536  # around the pieces of a body, beside an eighth of the body: it can be sent without end
 
 _ORDINARY_VERSION = b"HTTP/1."
 _HTTP = re.compile(rb"[\r\n]*HTTP/[1-9]")  # the parser also takes HTTP/0.9 and other protocols that look like it
@@ -226,7 +226,7 @@ class LeanConnection(asyncio.Protocol, Openable):
 
     def is_mostly_framing(self) -> bool:
         """Whether more was sent around the pieces of the body than is read: it costs time and leads nowhere."""
-        return self.behind_head - self.size > FRAMING_MAX_BYTES
+        return self.behind_head - self.size > FRAMING_MAX_BYTES + self.size // 8
 
     def is_ordinary(self) -> bool:
         """Whether the answer is complete and was so simple that nothing about it has to be looked at."""
