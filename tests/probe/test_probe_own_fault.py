@@ -267,7 +267,7 @@ def test_what_is_ours_was_in_an_outage_that_no_answer_contradicts(steps):
         _, began_at, failed_at = failures[name]
         ruled_at = court.ruled[name][0]
         speaks_against = [at for at in answers if min(began_at + WINDOW_S, failed_at) < at <= ruled_at]
-        if speaks_against:  # rule 3: it began in an outage, which ended not long before it failed
+        if speaks_against:  # rule 1: it began in an outage, which ended not long before it failed
             assert any(failed_at - at <= at - began_at + 1.0 + 1e-6 for at in answers if began_at < at <= failed_at)
         else:
             assert ruled_at - failed_at <= WINDOW_S + 1e-6

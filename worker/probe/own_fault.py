@@ -4,13 +4,13 @@ When the network of this machine goes away, every poll fails, each for a reason 
 is told of every failure that may be of that kind (a *suspect*), and of answers, and rules on each suspect.  The rules,
 in the order in which they are applied:
 
-1. An answer from whatever host, received after the suspect could have had one of its own, is proof that the network
+1. A poll that began in an outage and ended, in vain, not long after it, is ours: what is lost is sent again at doubling
+   distances, so a poll that lost x seconds may need as long again (and a second) once the network is back.
+2. An answer from whatever host, received after the suspect could have had one of its own, is proof that the network
    (the resolver) worked: the failure is the target's.  "Could have had" is ``WINDOW_S`` after the poll began, or when
    it failed if that is sooner.
-2. While an outage of ours is known, a suspect is ours.  An outage ends with the first answer, and is no longer taken
+3. While an outage of ours is known, a suspect is ours.  An outage ends with the first answer, and is no longer taken
    for granted ``STANDS_S`` after it last showed itself.
-3. A poll that began in an outage and ended, in vain, not long after it, is ours: what is lost is sent again at doubling
-   distances, so a poll that lost x seconds may need as long again (and a second) once the network is back.
 4. Any other suspect is held back for ``WINDOW_S``.  When ``UNRELATED_MIN`` that have nothing to do with one another
    have failed in that time, and there was no answer in all of it, that is an outage, and all that are held are ours.
    It is not called before the time is over: those that work must have had the time to say so.  The window is less than
@@ -22,7 +22,7 @@ in the order in which they are applied:
 Hosts are related when they share their registrable name (as far as that can be told from a name alone), or the network
 their address lies in (/16; /32 for IPv6).  A host of this machine (loopback) proves nothing and is not to be told of.
 
-So a failure is never called ours while other hosts answer, but for what rule 3 says; hosts on the local network count
+So a failure is never called ours while other hosts answer, but for what rule 1 says; hosts on the local network count
 as others, too: when only the way beyond it is gone and they still answer, failures remain the targets'.
 
 Pure: time is an argument (monotonic seconds).  It keeps the suspects that are held, never more than there are polls in
@@ -160,7 +160,7 @@ class OwnFaultJudge(Generic[T]):
         self._held.clear()
 
     def _lost_in_an_outage(self, suspect: Suspect[T]) -> str | None:
-        """Rule 3: why, if it is so."""
+        """Rule 1: why, if it is so."""
         outage = self._outage
         if outage is None or not suspect.began_at < outage.ended_at <= suspect.failed_at:
             return None
@@ -204,7 +204,7 @@ def relations_of(host: str, address: str | None) -> frozenset[str]:
         kept = 3 if len(labels) > 2 and len(labels[-1]) == 2 and len(labels[-2]) <= SHORT_LABEL else 2
         found.add(
             ".".join(labels[-kept:]) if len(labels) > 1 else ""
-        )  # names without a dot share this machine's domain
+        )  # those without a dot share this machine's domain
     for each in (own, _as_address(address) if address else None):
         if each is not None:
             found.add(str(ipaddress.ip_network((each.packed, 16 if each.version == 4 else 32), strict=False)))
