@@ -104,8 +104,9 @@ def said(cluster, project_ids):
     questions = [["status"], ["status", "--json"], ["audit", "--json"], ["projects", "list"]]
     questions += [["projects", "list", "--json", "--limit", "0"], ["wal", "list"]]
     for project_id in project_ids:
-        questions += [["results", project_id, "--json"], ["projects", "show", project_id]]
-        questions += [["projects", "show", project_id, "--json"]]
+        questions.append(["results", project_id, "--json"])
+    questions += [["results", project_ids[0]], ["projects", "show", project_ids[0]]]
+    questions += [["projects", "show", project_ids[0], "--json"]]
     for words_of in questions:
         done = cluster.cli(*map(str, words_of), *database_of(cluster, words_of))
         assert done.returncode == 0, (words_of, done.stderr)
@@ -142,11 +143,12 @@ def test_no_secret_of_a_project_is_written_or_said(make_cluster, sql, data_dir, 
             reply = cluster.ask({"type": "add", "project": fields})
             assert reply["type"] == "error", (fields, reply)
             assert CANARY not in json.dumps(reply, ensure_ascii=False), reply
-            file = tmp_path / "refused.jsonl"
-            file.write_text(json.dumps(fields))
-            done = cluster.cli("projects", "import", str(file), "--database-url", cluster.database_url)
-            assert done.returncode != 0
-            assert CANARY not in done.stdout + done.stderr, done.stderr
+        file = tmp_path / "refused.jsonl"
+        file.write_text("\n".join(map(json.dumps, REFUSED)))
+        done = cluster.cli("projects", "import", str(file), "--database-url", cluster.database_url)
+        assert done.returncode == 2
+        assert f"{len(REFUSED)} lines are wrong" in done.stderr
+        assert CANARY not in done.stdout + done.stderr, done.stderr
 
         polled = "SELECT count(DISTINCT name) FROM projects JOIN poll_results ON id = project_id WHERE trigger = 'tick'"
         names = {*urls_of(target), "by_hand"}
