@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cluster.errors import InvalidInputError
+from cluster.secret_references import expect_references
 
 PATH_CHARS_MAX = 4_096
 SERVER_NAME_CHARS_MAX = 253
@@ -23,6 +24,8 @@ BEARER_TOKEN_CHARS_MAX = 8_192
 PROXY_CHARS_MAX = 4_096
 BODY_LIMIT_BYTES_MAX = 1 << 30
 CONNECT_TIMEOUT_MS_MAX = 600_000
+RETRIES_MAX = 10
+RETRY_DELAY_MS_MAX = 60_000
 
 _LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _SERVER_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
@@ -48,19 +51,24 @@ class HttpOptions(msgspec.Struct, array_like=True, frozen=True, gc=False):
     basic_auth: str | None = None  # user:password
     bearer_token: str | None = None
     proxy: str | None = None  # http://[user:password@]host[:port]
+    retries: int = 0  # how often a poll that failed is made again before it counts
+    retry_delay_ms: int = 1_000
 
 
+REFERRING_OPTIONS = ("basic_auth", "bearer_token")  # which may have references to secrets in them
 OPTION_NAMES = HttpOptions.__struct_fields__
 # For SELECT lists that name the table p: one value for all options, NULL when all have their default.  A million rows
 # that set none cost neither bytes nor objects.
 _NULLABLE = ", ".join(f"p.{field.name}" for field in msgspec.structs.fields(HttpOptions) if field.default is None)
 OPTIONS_SQL = (
-    f"CASE WHEN p.verify_tls AND p.connection_reuse = 'auto' AND num_nonnulls({_NULLABLE}) = 0 THEN NULL "
+    f"CASE WHEN p.verify_tls AND p.connection_reuse = 'auto' AND p.retries = 0 AND num_nonnulls({_NULLABLE}) = 0 "
+    "THEN NULL "
     f"ELSE json_build_array({', '.join(f'p.{name}' for name in OPTION_NAMES)}) END"
 )
 _decode = msgspec.json.Decoder(HttpOptions).decode
 _FLAGS = frozenset({"verify_tls"})
 _NUMBERS = frozenset({"ip_version", "body_limit_bytes", "connect_timeout_ms"})
+_COUNTS = frozenset({"retries", "retry_delay_ms"})
 
 
 def options_from_json(array: str) -> HttpOptions:
@@ -78,6 +86,8 @@ def expect_option_type(name: str, value: object) -> None:
     elif name in _NUMBERS:
         holds = value is None or (isinstance(value, int) and not isinstance(value, bool))
         what = "an integer or null"
+    elif name in _COUNTS:
+        holds, what = isinstance(value, int) and not isinstance(value, bool), "an integer"
     elif name == "connection_reuse":
         holds, what = isinstance(value, str), "text"
     else:
@@ -95,10 +105,15 @@ def validate_options(options: HttpOptions, url: str, headers: Mapping[str, str] 
         _expect_path(name, getattr(options, name))
     _expect_range("body_limit_bytes", options.body_limit_bytes, BODY_LIMIT_BYTES_MAX)
     _expect_range("connect_timeout_ms", options.connect_timeout_ms, CONNECT_TIMEOUT_MS_MAX)
+    if not 0 <= options.retries <= RETRIES_MAX:
+        raise InvalidInputError(f"retries: must be from 0 to {RETRIES_MAX}, not {options.retries}")
+    _expect_range("retry_delay_ms", options.retry_delay_ms, RETRY_DELAY_MS_MAX)
     if options.ip_version not in {None, 4, 6}:
         raise InvalidInputError(f"ip_version: must be 4, 6 or null, not {options.ip_version}")
     if options.connection_reuse not in {"auto", "never"}:
         raise InvalidInputError(f"connection_reuse: must be auto or never, not {options.connection_reuse[:50]!a}")
+    for name in REFERRING_OPTIONS:
+        expect_references(name, getattr(options, name) or "")
     _expect_tls(options, url)
     given = {name.lower() for name in headers or ()}
     if (agent := options.user_agent) is not None:

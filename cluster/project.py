@@ -32,6 +32,7 @@ HEADERS_MAX = 100
 HEADERS_CHARS_MAX = 65_536  # all names and values of a project
 INTERVAL_S_MAX = 365 * 86_400
 TIMEOUT_MS_MAX = 600_000
+HELD_MS = 1_000  # beyond its time-out, that an attempt may be held until it is known whose fault its failure is
 RUN_MAX = 1_000  # of down_after and up_after
 SHARED_MAX = 4_096  # values that projects have in common
 SHARED_CHARS_MAX = 256  # of a header's value, to be looked for among them
@@ -102,6 +103,14 @@ def compact(spec: ProjectSpec) -> ProjectSpec:
         _shared(spec.assertions) if spec.assertions and len(spec.assertions) <= SHARED_CHARS_MAX else spec.assertions,
         spec.options and _shared(spec.options),
     )
+
+
+def longest_poll_ms(spec: ProjectSpec) -> int:
+    """How long a poll may take by its time-outs, its retries included."""
+    options = spec.options
+    if options is None or not options.retries:
+        return spec.timeout_ms
+    return (options.retries + 1) * spec.timeout_ms + options.retries * (options.retry_delay_ms + HELD_MS)
 
 
 encode_spec = msgspec.msgpack.Encoder().encode

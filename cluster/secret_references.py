@@ -1,6 +1,6 @@
 """References in texts to secrets that the database does not have: how they are written.  Pure.
 
-In header values a worker replaces, for each poll:
+In header values, ``basic_auth`` and ``bearer_token`` a worker replaces, for each poll:
 
     ${NAME}           the environment variable RINGPOLL_SECRET_NAME of the worker
     ${file:NAME}      the content of the file NAME in the directory ``secrets_dir``, less a line end

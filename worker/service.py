@@ -54,6 +54,7 @@ from worker.probe.choose import ChoosingProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.probe.own_fault_sieve import OwnFaultSieve
 from worker.recorder import WalRecorder
+from worker.retries import Retries
 
 HEARTBEAT_S = 1.0
 GATHER_MS = 5
@@ -100,6 +101,7 @@ class WorkerService:
         self._coordinator = Channel(connect_dealer(self._zmq, settings.control), self._on_coordinator)
         self._writer = Channel(connect_dealer(self._zmq, settings.results), self._on_writer)
         self._process = psutil.Process()
+        self._retries = Retries(self._ask, partial(self._on_outcome, is_sifted=True))
         self._finished: list[PollResult] = []
         self._in_flight: set[int] = set()
         self._lateness = Lateness()
@@ -161,6 +163,7 @@ class WorkerService:
                 self._recorder.perform(effect)
             case StopRedirects(project_ids):
                 self._prober.cancel_redirects(project_ids)
+                self._retries.stop(project_ids)
             case AbortPolls():
                 self._abort()
             case Exit():
@@ -172,6 +175,9 @@ class WorkerService:
         if poll.trigger == "tick":
             self._lateness.add(started_us / 1000 - poll.scheduled_at_ms)
         self._in_flight.add(poll.spec.id)
+        self._ask(poll, started_us)
+
+    def _ask(self, poll: PollStart, started_us: int) -> None:
         self._prober.start(poll.spec, partial(self._on_outcome, poll, started_us))
 
     def _on_outcome(self, poll: PollStart, started_us: int, outcome: ProbeOutcome, *, is_sifted: bool = False) -> None:
@@ -180,12 +186,18 @@ class WorkerService:
             if found is None:
                 return  # for now: its slot is taken until it is delivered
             outcome = found
+        attempts = None
+        options = poll.spec.options
+        if options is not None and options.retries:
+            attempts = self._retries.take(poll, started_us, outcome)
+            if attempts is None:
+                return  # it is made once more before it counts
         self._in_flight.discard(poll.spec.id)
         if not self._finished and (self._core.ticker.waiting or not self._driver.rings_within(GATHER_MS)):
             self._loop.call_soon(self._driver.wake)
         fields = astuple(outcome)  # those of a result, in their order
         self._finished.append(
-            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *fields, poll.epoch))
+            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *fields, poll.epoch, attempts))
         )
         if self._says_polls:
             logger.debug(
@@ -205,6 +217,7 @@ class WorkerService:
     def _abort(self) -> None:
         self._prober.cancel_all()
         self._sieve.let_go()
+        self._retries.let_go()
         if (finished := self._take_finished()) is not None:
             self._driver.submit(finished)
         aborted = sorted(self._in_flight)

@@ -28,7 +28,7 @@ import msgspec
 
 from cluster.messages.control import BusyProject, Cut, EndedSpan, ResumeReason, TriggerName, WaitingPoll
 from cluster.messages.results import MissedReason
-from cluster.project import ProjectSpec, compact
+from cluster.project import ProjectSpec, compact, longest_poll_ms
 from cluster.ticks import first_tick_from, last_tick_before, partition_of, phase_ms
 from worker.events import PollStart
 from worker.missed import MissedLog
@@ -500,7 +500,7 @@ class Ticker:
         spec = scheduled.spec
         gate = scheduled.gate
         held = scheduled.held
-        until_ms = now_ms + spec.timeout_ms + BUSY_GRACE_MS
+        until_ms = now_ms + longest_poll_ms(spec) + BUSY_GRACE_MS
         self.flights[spec.id] = Flight(gate, held.index, instant_ms, trigger, spec.interval_ms, until_ms)
         self.starts.append(PollStart(spec, instant_ms, trigger, held.epoch))
         gate.active += 1

@@ -19,7 +19,7 @@ INT8_MAX = 2**63 - 1
 RESULT_COLUMNS = (
     "project_id", "scheduled_at", "polled_at", "trigger", "status", "status_code", "response_time_ms", "error_code",
     "error_message", "dns_ms", "connect_ms", "tls_ms", "first_byte_ms", "transfer_ms", "size_bytes",
-    "connection_reused", "remote_address", "worker", "epoch",
+    "connection_reused", "remote_address", "worker", "epoch", "attempts",
 )  # fmt: skip
 MISSED_COLUMNS = ("project_id", "first_tick", "last_tick", "ticks", "reason", "worker", "epoch")
 
@@ -80,7 +80,7 @@ def result_rows(records: Iterable[ResultRecord]) -> Iterable[Row]:
             r.project_id, (r.scheduled_at_ms - epoch_ms) * 1_000, r.polled_at_us - epoch_us, r.trigger, r.status,
             r.status_code, r.response_time_ms, r.error_code, r.error_message, r.dns_ms, r.connect_ms, r.tls_ms,
             r.first_byte_ms, r.transfer_ms, r.size_bytes, r.connection_reused, r.remote_address, record.origin.worker,
-            r.epoch,
+            r.epoch, r.attempts,
         )  # fmt: skip
 
 

@@ -80,6 +80,8 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.option("--user-agent", metavar="TEXT", help="In place of ringpoll/VERSION.")
 @click.option("--basic-auth", metavar="USER:PASSWORD", help="Sent to the URL's own origin only.")
 @click.option("--bearer-token", metavar="TOKEN", help="Sent to the URL's own origin only.")
+@click.option("--retries", type=int, metavar="N", help="Ask so often again before a failure counts.  [default: 0]")
+@click.option("--retry-delay", metavar="DURATION", help="Between two of them: 500ms, 5s.  [default: 1s]")
 @click.option("--proxy", metavar="URL", help="http://[user:password@]host:port")
 def add(settings: Settings, url: str | None, project_id: int | None, **written: Any) -> None:
     """Add a project, or begin to monitor a row of the table (--id); prints its id."""
@@ -103,6 +105,8 @@ def _project(url: str, given: dict[str, Any]) -> ProjectFields:
         fields["timeout_ms"] = parse_timeout_ms(given["timeout"])
     if "connect_timeout" in given:
         fields["connect_timeout_ms"] = parse_timeout_ms(given["connect_timeout"], "connect_timeout:")
+    if "retry_delay" in given:
+        fields["retry_delay_ms"] = parse_timeout_ms(given["retry_delay"], "retry_delay:")
     if "ip_version" in given:
         fields["ip_version"] = int(given["ip_version"])
     if "no_verify_tls" in given:

@@ -35,6 +35,7 @@ class PollResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
     connection_reused: bool | None
     remote_address: str | None
     epoch: int
+    attempts: int | None = None  # how many a project with retries took
 
 
 class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):

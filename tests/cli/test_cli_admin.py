@@ -149,6 +149,7 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
         "--no-verify-tls", "--client-cert-file", "/c.pem", "--client-key-file", "/k.pem", "--server-name", "b.example",
         "--ip-version", "6", "--connection-reuse", "never", "--body-limit-bytes", "1000", "--connect-timeout", "3s",
         "--user-agent", "Probe/1", "--basic-auth", "u:p", "--proxy", "http://proxy:3128",
+        "--retries", "2", "--retry-delay", "3s",
     )  # fmt: skip
     assert (ran.status, ran.out, ran.err) == (0, "42\n", "")
     assert admin.requests == [
@@ -185,6 +186,8 @@ def test_add_sends_the_whole_project_and_prints_the_id_only(cluster, admin):
                 "basic_auth": "u:p",
                 "bearer_token": None,
                 "proxy": "http://proxy:3128",
+                "retries": 2,
+                "retry_delay_ms": 3_000,
             },
         }
     ]

@@ -53,9 +53,21 @@ def test_headers_that_carry_secrets_are_known_by_their_names(name, is_secret):
     assert is_secret_header(name) is is_secret
 
 
+NO_SECRETS = {"bearer_token": None, "basic_auth": None, "proxy": None}
+
+
 def test_a_row_for_people():
-    row = {"id": 1, "url": "http://u:p@h/", "headers": {"Cookie": "a", "Accept": "b"}, "body": "c", "name": "n"}
-    shown = {"id": 1, "url": "http://u:***@h/", "headers": {"Cookie": "***", "Accept": "b"}, "body": "***", "name": "n"}
+    row = {"id": 1, "url": "http://u:p@h/", "headers": {"Cookie": "a", "Accept": "b"}, "body": "c", **NO_SECRETS}
+    shown = {
+        "id": 1,
+        "url": "http://u:***@h/",
+        "headers": {"Cookie": "***", "Accept": "b"},
+        "body": "***",
+        **NO_SECRETS,
+    }
     assert masked_project(row) == shown
-    nothing = {"id": 1, "url": "http://h/", "headers": None, "body": None}
+    nothing = {"id": 1, "url": "http://h/", "headers": None, "body": None, **NO_SECRETS}
     assert masked_project(nothing) == nothing
+    options = {"bearer_token": "t", "basic_auth": "me:secret", "proxy": "http://me:secret@p:1"}
+    shown = {"bearer_token": "***", "basic_auth": "me:***", "proxy": "http://me:***@p:1"}
+    assert masked_project(nothing | options) == nothing | shown

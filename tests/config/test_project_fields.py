@@ -66,6 +66,7 @@ GOOD = [
     {"url": URL, "timeout_ms": 600_000},
     {"url": URL, "name": "x" * 200, "follow_redirects": False, "enabled": False},
     {"url": URL, "verify_tls": False, "ip_version": 4, "connection_reuse": "never", "body_limit_bytes": 1},
+    {"url": URL, "retries": 10, "retry_delay_ms": 60_000, "basic_auth": "me:${file:me}"},
     {"url": URL, "ca_file": "/etc/ssl/own ca.pem", "ip_version": 6, "body_limit_bytes": 1 << 30},
     {"url": SECURE, "client_cert_file": "/c.pem", "server_name": "api_1.example", "connect_timeout_ms": 1},
     {"url": "HTTPS://a/", "client_cert_file": "/c.pem", "client_key_file": "/ü.pem", "connect_timeout_ms": 600_000},
@@ -78,7 +79,10 @@ GOOD = [
     {"url": SECURE, "proxy": "http://[::1]:3128"},
     {"url": "http://127.0.0.1/", "proxy": "http://[::1]:3128", "ip_version": 6},
     {"url": "http://[::1]/", "ip_version": 6},
-    {"url": URL, **dict.fromkeys(sorted(set(OPTION_NAMES) - {"verify_tls", "connection_reuse"}))},
+    {
+        "url": URL,
+        **dict.fromkeys(sorted(set(OPTION_NAMES) - {"verify_tls", "connection_reuse", "retries", "retry_delay_ms"})),
+    },
 ]
 BAD = [  # field named by the error, the map, and whether the table's CHECKs see it as well
     ("url", {"url": ""}, True),
@@ -202,6 +206,13 @@ BAD = [  # field named by the error, the map, and whether the table's CHECKs see
     ("ip_version", {"url": URL, "ip_version": 4, "proxy": "http://[::1]:1"}, False),
     ("ip_version", {"url": URL, "ip_version": True}, False),
     ("connection_reuse", {"url": URL, "connection_reuse": "always"}, True),
+    ("retries", {"url": URL, "retries": -1}, True),
+    ("retries", {"url": URL, "retries": 11}, True),
+    ("retries", {"url": URL, "retries": None}, False),
+    ("retry_delay_ms", {"url": URL, "retry_delay_ms": 0}, True),
+    ("retry_delay_ms", {"url": URL, "retry_delay_ms": 60_001}, True),
+    ("basic_auth", {"url": URL, "basic_auth": "u:${"}, False),
+    ("bearer_token", {"url": URL, "bearer_token": "${a-b}"}, False),
     ("connection_reuse", {"url": URL, "connection_reuse": None}, False),
     ("body_limit_bytes", {"url": URL, "body_limit_bytes": 0}, True),
     ("body_limit_bytes", {"url": URL, "body_limit_bytes": (1 << 30) + 1}, True),

@@ -2,6 +2,7 @@
 
     /ok/TAG           200 at once                  /status/N/TAG     status N at once
     /delay/MS/TAG     200 after MS milliseconds    /hang/TAG         no answer before ``release``
+    /fail/N/TAG       500 to the first N, then 200
 
 It runs in a thread and loop of its own, so that a test that waits doesn't stop it.  A request counts as in flight from
 its last byte received until its answer is written or its connection is lost; the client sees the end later, so what is
@@ -145,6 +146,8 @@ class _Connection(asyncio.Protocol):
                 self._answering = loop.call_later(int(ms) / 1000, self._finish, 200)
             case ["hang", _]:
                 self._answering = loop.create_task(self._hang())
+            case ["fail", times, tag]:
+                self._finish(500 if target.count(tag) <= int(times) else 200)
             case ["status", status, _]:
                 self._finish(int(status))
             case _:

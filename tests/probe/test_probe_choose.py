@@ -1,6 +1,7 @@
 """Which engine polls a project, and that the prober over both is one: counted, cancelled and closed together."""
 
 import asyncio
+import base64
 import ssl
 
 import pytest
@@ -133,6 +134,22 @@ async def test_secrets_are_filled_in_for_each_poll(serve, choosing, monkeypatch,
         assert outcome.status == "success"
         assert server.requests[-1].header("Authorization") == f"Bearer {secret}"
         assert server.requests[-1].header("X-Plain") == "${TOKEN}"
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (HttpOptions(bearer_token="${TOKEN}"), "Bearer c4nary"),
+        (HttpOptions(basic_auth="me:${TOKEN}"), f"Basic {base64.b64encode(b'me:c4nary').decode()}"),
+    ],
+)
+async def test_secrets_of_options_are_filled_in(serve, choosing, options, sent):
+    server = await serve(answer())
+    outcome = await probe(choosing, spec(server.url(), options=options))
+    check(outcome)
+    assert server.requests[-1].header("Authorization") == sent
+    gone = await probe(choosing, spec(server.url(), options=HttpOptions(bearer_token="${GONE}")))
+    assert gone.error_message.startswith("bearer_token: ${GONE} stands for nothing")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ CHANGES_THE_POLL_ONLY = {
     "user_agent": "x",
     "basic_auth": "u:p",
     "bearer_token": "t",
+    "retries": 1,
+    "retry_delay_ms": 1,
 }
 STAYS_AT_HOME = {"client_cert_file", "client_key_file", "server_name"}
 PLAYS_A_PART_WITHOUT_TLS = {"ip_version", "connection_reuse", "proxy"}
@@ -466,7 +468,7 @@ async def test_a_connect_that_takes_too_long(poll, full_port):
     )
     assert (outcome.status, outcome.error_code) == ("failure", "connect_timeout")
     assert "connect time-out of 0.1 s" in outcome.error_message
-    assert 0.1 <= time.monotonic() - began_at < 5.0
+    assert 0.098 <= time.monotonic() - began_at < 5.0  # a loop's timers may be early by a millisecond
 
 
 async def test_a_handshake_that_takes_too_long(serve, poll):

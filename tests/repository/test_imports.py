@@ -162,7 +162,7 @@ SHELLS = {
     "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status",
                     "store", "throttle"},
     "writer": {"ledger", "partitions", "records", "service", "state_tables", "store", "taken"},
-    "worker": {"own_endpoints", "probe", "recorder", "service"},
+    "worker": {"own_endpoints", "probe", "recorder", "retries", "service"},
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ async def test_every_column_arrives_as_sent(store, tables):
     failed = result(
         2, NOW_MS + 1, trigger="immediate", status="failure", status_code=None, response_time_ms=None, error_code="dns",
         error_message="no such host: ü€😀", first_byte_ms=None, transfer_ms=None, size_bytes=None,
-        connection_reused=None, remote_address=None, dns_ms=1.5,
+        connection_reused=None, remote_address=None, dns_ms=1.5, attempts=3,
     )  # fmt: skip
     outcome = await store.commit(flush(part(1, [result(), failed, missed(NOW_MS + 1000, NOW_MS + 5000)])))
     assert (outcome.written, outcome.duplicates, outcome.rejects) == (2, 0, 0)
@@ -37,11 +37,12 @@ async def test_every_column_arrives_as_sent(store, tables):
         "trigger": "tick", "status": "success", "status_code": 200, "response_time_ms": 12.5, "error_code": None,
         "error_message": None, "dns_ms": None, "connect_ms": None, "tls_ms": None, "first_byte_ms": 9.25,
         "transfer_ms": 0.5, "size_bytes": 1234, "connection_reused": True, "remote_address": "127.0.0.1",
-        "worker": "worker-1", "epoch": 7,
+        "worker": "worker-1", "epoch": 7, "attempts": None,
     }  # fmt: skip
     assert (two["trigger"], two["status"], two["error_message"], two["dns_ms"]) == (
         "immediate", "failure", "no such host: ü€😀", 1.5,
     )  # fmt: skip
+    assert two["attempts"] == 3
     assert [two[c] for c in ("status_code", "response_time_ms", "size_bytes", "connection_reused")] == [None] * 4
     [range_] = await tables.conn.fetch("SELECT * FROM missed_polls")
     assert dict(range_) == {

@@ -6,8 +6,10 @@ The lean engine does all that a project can ask for but one thing, and so nearly
   speak another protocol; aiohttp's parser knows about that, httptools' stops there.  A 101 that nobody asked for is a
   final answer to either engine.
 
-A project's headers may refer to secrets (``cluster.secret_references``).  They are looked up for each poll, so that one
-that changed is sent the next time; a poll whose reference stands for nothing ends at once, as ``invalid_request``.
+A project's headers and options may refer to secrets (``cluster.secret_references``).  They are looked up for each poll,
+so that one that changed is sent the next time; a poll whose reference stands for nothing ends at once, as
+``invalid_request``.
+
 HTTP options say nothing of that: what they change lies in the parts that both engines have in common.
 
 The engines share no connections and no kept names, and lack of descriptors is met by both.
@@ -20,6 +22,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from cluster.http_options import REFERRING_OPTIONS
 from cluster.project import ProjectSpec
 from cluster.secret_references import has_reference
 from cluster.secret_values import SecretError, SecretSource
@@ -42,16 +45,28 @@ def engine_for(spec: ProjectSpec) -> Engine:
 
 
 def with_secrets(spec: ProjectSpec, secrets: SecretSource) -> ProjectSpec:
-    """The same project with the secrets that its headers refer to.  Raises SecretError."""
-    if not any(has_reference(value) for _, value in spec.headers):
-        return spec
-    headers = []
-    for name, value in spec.headers:
-        try:
-            headers.append((name, secrets.expand(value)))
-        except SecretError as error:
-            raise SecretError(f"header {name}: {error}") from error
-    return msgspec.structs.replace(spec, headers=tuple(headers))
+    """The same project with the secrets that its headers and options refer to.  Raises SecretError."""
+    if any(has_reference(value) for _, value in spec.headers):
+        headers = tuple((name, _filled(f"header {name}", value, secrets)) for name, value in spec.headers)
+        spec = msgspec.structs.replace(spec, headers=headers)
+    options = spec.options
+    if options is not None:
+        written = {name: getattr(options, name) for name in REFERRING_OPTIONS}
+        changed = {
+            name: _filled(name, value, secrets)
+            for name, value in written.items()
+            if value is not None and has_reference(value)
+        }
+        if changed:
+            spec = msgspec.structs.replace(spec, options=msgspec.structs.replace(options, **changed))
+    return spec
+
+
+def _filled(where: str, value: str, secrets: SecretSource) -> str:
+    try:
+        return secrets.expand(value)
+    except SecretError as error:
+        raise SecretError(f"{where}: {error}") from error
 
 
 class ChoosingProber:
@@ -92,7 +107,7 @@ class ChoosingProber:
         return max(self._lean.names_answered_at, self._aiohttp.names_answered_at)
 
     def start(self, spec: ProjectSpec, done: OnOutcome) -> None:
-        if not spec.headers:
+        if not spec.headers and spec.options is None:
             self._lean.start(spec, done)
             return
         try:
