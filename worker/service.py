@@ -195,9 +195,20 @@ class WorkerService:
         self._in_flight.discard(poll.spec.id)
         if not self._finished and (self._core.ticker.waiting or not self._driver.rings_within(GATHER_MS)):
             self._loop.call_soon(self._driver.wake)
-        fields = astuple(outcome)  # those of a result, in their order
+        *fields, expires_at_s = astuple(outcome)  # those of a result, in their order
         self._finished.append(
-            PollResult(*(poll.spec.id, poll.scheduled_at_ms, started_us, poll.trigger, *fields, poll.epoch, attempts))
+            PollResult(
+                *(
+                    poll.spec.id,
+                    poll.scheduled_at_ms,
+                    started_us,
+                    poll.trigger,
+                    *fields,
+                    poll.epoch,
+                    attempts,
+                    expires_at_s,
+                )
+            )
         )
         if self._says_polls:
             logger.debug(

@@ -53,6 +53,7 @@ from writer.records import (
     reject_row,
     result_rows,
 )
+from writer.sightings import Sighting, Sightings
 from writer.taken import absent, free, store_ranges, unclaimed
 
 OPERATION_TIMEOUT_S = 30.0  # a flush of 20,000 rows takes a tenth of a second; an idle network may swallow a reset
@@ -91,6 +92,7 @@ class _Plan(msgspec.Struct):
     rejected: list[Rejected]
     batches: int
     standings: state_tables.Standings  # as far as they are known before it
+    sightings: Sightings
 
 
 class _Written(msgspec.Struct):
@@ -98,6 +100,7 @@ class _Written(msgspec.Struct):
     duplicates: int
     rejected: list[Rejected]
     standings: state_tables.Standings = {}  # that it changed
+    sightings: set[Sighting] = set()  # that were new
 
 
 async def open_connection(url: str) -> Connection:
@@ -129,6 +132,7 @@ class Store:
         self._in_doubt: int | None = None  # the flush whose COMMIT may or may not have happened
         self._expect_duplicates = False  # the last flush had some
         self._standings: state_tables.Standings | None = None  # as of the last commit; None: to be read
+        self._sightings = Sightings()
 
     # ---- operations -------------------------------------------------------------------------------------------------
 
@@ -176,6 +180,7 @@ class Store:
             self._conn.terminate()
             self._conn = None
         self._standings = None
+        self._sightings.forget()
 
     async def close(self) -> None:
         if self._conn is not None:
@@ -215,6 +220,7 @@ class Store:
                 written = await self._transact(conn, flush.flush_id, parts, plan, write)
             except ledger.LedgerMovedError:
                 self._standings = None  # another writer, or an older database
+                self._sightings.forget()
                 found = await ledger.positions(conn, list(known))
                 if _is_set_back(flush.parts, known, found):
                     return LedgerWentBack(flush.flush_id)
@@ -261,13 +267,14 @@ class Store:
         await transaction.commit()
         self._in_doubt = None
         state_tables.remember(plan.standings, written.standings)
+        self._sightings.remember(written.sightings)
         return written
 
     def _plan(self, parts: list[StreamPart]) -> _Plan:
         wall_ms = self._wall_ms()
         oldest_ms = partitions.oldest_day(wall_ms, self._retention_days) * partitions.DAY_MS
         newest_ms = wall_ms + FUTURE_MS
-        plan = _Plan(defaultdict(list), {}, [], [], sum(len(part.batches) for part in parts), {})
+        plan = _Plan(defaultdict(list), {}, [], [], sum(len(part.batches) for part in parts), {}, self._sightings)
         for part in parts:
             origin = RecordOrigin(part.stream_id, part.worker)
             for batch in part.batches:
@@ -346,7 +353,9 @@ async def _write_fast(conn: Connection, plan: _Plan) -> _Written:
     await free(conn, plan.spreads, plan.results.values())
     await store_ranges(conn, await unclaimed(conn, plan.missed))
     standings = await state_tables.keep(conn, plan.standings, plan.results.values())
-    return _Written(sum(len(records) for records in plan.results.values()), 0, plan.rejected, standings)
+    sightings = await plan.sightings.keep(conn, plan.results.values())
+    written = sum(len(records) for records in plan.results.values())
+    return _Written(written, 0, plan.rejected, standings, sightings)
 
 
 # ---- the careful path -----------------------------------------------------------------------------------------------
@@ -380,6 +389,7 @@ async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
         await _halve(conn, records, add_results, reject)
     await free(conn, plan.spreads, stored)
     written.standings = await state_tables.keep(conn, plan.standings, stored)
+    written.sightings = await plan.sightings.keep(conn, stored)
 
     async def add_ranges(some: list[MissedRecord]) -> None:
         await store_ranges(conn, await unclaimed(conn, some))

@@ -36,6 +36,7 @@ class PollResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
     remote_address: str | None
     epoch: int
     attempts: int | None = None  # how many a project with retries took
+    certificate_expires_at_s: int | None = None  # seconds since the epoch; of one that was verified on a new connection
 
 
 class MissedRange(msgspec.Struct, array_like=True, frozen=True, gc=False):

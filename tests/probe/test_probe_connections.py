@@ -10,6 +10,7 @@ import time
 import pytest
 from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
 
+from cluster.http_options import HttpOptions
 from worker.probe.interface import probe
 from worker.probe.pool import IdlePool, KeptConnections
 from worker.probe.request import Origin
@@ -528,3 +529,22 @@ async def test_a_connection_that_is_reset_while_it_is_closed_is_no_news():
     await kept.close()
     gc.collect()
     assert reported == []
+
+
+async def test_the_end_of_a_certificate_is_known_of_a_new_connection(serve, server_tls, poll):
+    secure, plain = await serve(answer(), server_tls), await serve(answer())
+    outcome = await poll(f"https://127.0.0.1:{secure.port}/")
+    assert outcome.status == "success"
+    assert outcome.certificate_expires_at_s > time.time()
+    assert (await poll(f"https://127.0.0.1:{secure.port}/")).certificate_expires_at_s is None  # a kept one
+    assert (await poll(plain.url())).certificate_expires_at_s is None
+
+
+async def test_a_certificate_that_was_not_verified_and_one_behind_a_redirect_say_nothing(serve, server_tls, poll):
+    secure = await serve(answer(), server_tls)
+    url = f"https://127.0.0.1:{secure.port}/"
+    outcome = await poll(url, options=HttpOptions(verify_tls=False))
+    assert (outcome.status, outcome.certificate_expires_at_s) == ("success", None)
+    away = await serve(redirect(302, url))
+    outcome = await poll(away.url())
+    assert (outcome.status, outcome.certificate_expires_at_s) == ("success", None)

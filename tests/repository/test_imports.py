@@ -161,7 +161,7 @@ def test_cores_do_not_ask_for_the_time(name):
 SHELLS = {
     "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status",
                     "store", "throttle"},
-    "writer": {"ledger", "partitions", "records", "service", "state_tables", "store", "taken"},
+    "writer": {"ledger", "partitions", "records", "service", "sightings", "state_tables", "store", "taken"},
     "worker": {"own_endpoints", "probe", "recorder", "retries", "service"},
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import aiohappyeyeballs
 
@@ -43,11 +43,16 @@ ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - where it leads to is not what it says
 
 
 class Openable(asyncio.BaseProtocol):
-    """What speaks HTTP on a connection; ``opened_at`` is when it could carry a request (monotonic seconds)."""
+    """What speaks HTTP on a connection.
+
+    ``opened_at``: when it could carry a request (monotonic seconds).  ``certificate``: the peer's, as ``ssl`` decodes
+    it; empty when it was not verified.
+    """
 
     __slots__ = ()
 
     opened_at: float
+    certificate: dict[str, Any] | None
 
 
 C = TypeVar("C", bound=Openable)
@@ -177,6 +182,7 @@ class Connector(Generic[C]):
             connected.close()
             raise from_handshake(error, poll.peer) from error
         poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - connected_at
+        _note_certificate(poll, connection)
         return connection
 
     def _permitted(
@@ -246,6 +252,7 @@ class Connector(Generic[C]):
             raise (from_connect if handshake.begun_at is None else from_handshake)(error, poll.peer) from error
         assert handshake.begun_at is not None
         poll.tls_s = (poll.tls_s or 0.0) + connection.opened_at - handshake.begun_at
+        _note_certificate(poll, connection)
         return connection
 
     async def _tls_context(self, poll: PollInFlight, settings: ConnectionSettings | None) -> ssl.SSLContext:
@@ -323,6 +330,11 @@ def _of_version(addresses: Sequence[AddressInfo], version: int, host: str) -> Se
     if not found:
         raise ProbeError("dns", f"{host} has no IPv{version} address of use here, and the project asks for one")
     return found
+
+
+def _note_certificate(poll: PollInFlight, connection: Openable) -> None:
+    if not poll.hops and connection.certificate:
+        poll.certificate_expires_at_s = int(ssl.cert_time_to_seconds(connection.certificate["notAfter"]))
 
 
 def _connect_timeout(poll: PollInFlight, limit_s: float, late_s: float) -> ProbeError:

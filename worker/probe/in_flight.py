@@ -48,6 +48,7 @@ class PollInFlight:
     size_bytes: int | None = None
     status_code: int | None = None
     remote_address: str | None = None
+    certificate_expires_at_s: int | None = None  # of the project's own server
     addresses: Sequence[AddressInfo] = ()  # those a new connection was tried to
 
     def __init__(self, spec: ProjectSpec, done: OnOutcome) -> None:
@@ -87,7 +88,15 @@ class PollInFlight:
     def _measures(
         self,
     ) -> tuple[
-        float | None, float | None, float | None, float | None, float | None, int | None, bool | None, str | None
+        float | None,
+        float | None,
+        float | None,
+        float | None,
+        float | None,
+        int | None,
+        bool | None,
+        str | None,
+        int | None,
     ]:
         needed = self.needed_connection
         return (
@@ -99,6 +108,7 @@ class PollInFlight:
             self.size_bytes,
             None if needed is None else not needed,
             self.remote_address,
+            self.certificate_expires_at_s,
         )
 
     def out_of_time(self) -> ProbeError:

@@ -50,6 +50,7 @@ class ProbeOutcome(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int | None = None
     connection_reused: bool | None = None
     remote_address: str | None = None
+    certificate_expires_at_s: int | None = None  # since the epoch, of the project's own server, if it was verified
 
 
 class FailedOutcome(ProbeOutcome, frozen=True, gc=False):

@@ -297,6 +297,7 @@ class LeanProber:
             size,
             not needed,
             connection.remote_address,
+            poll.certificate_expires_at_s,
         )
         if assertions is None or answer is None:
             self._finish(poll, outcome)
