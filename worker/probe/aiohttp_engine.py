@@ -298,7 +298,7 @@ class AiohttpProber:
         limit_bytes = self._limit_bytes(poll)
         size = poll.size_bytes = 0
         try:
-            while chunk := await payload.readany():
+            while chunk := await _next_piece(payload):
                 if body.kept is not None and size < LOOKED_AT_BYTES_MAX:
                     body.kept.append(chunk)
                 size += len(chunk)
@@ -338,6 +338,23 @@ async def _read_head(connection: Connection) -> tuple[RawResponseMessage, Stream
         if message.code >= 200 or message.code == 101:
             return message, payload
     raise ProbeError("protocol", f"{connection.origin} sent {INFORMATIONAL_MAX} informational answers and no other")
+
+
+async def _next_piece(payload: StreamReader) -> bytes:
+    """What came of a body meanwhile; empty: it is over.
+
+    Not ``readany``: that is woken by a chunk's end, too, and waits for good when the error that follows came before it
+    waited again.
+    """
+    if (error := payload.exception()) is not None:
+        raise error
+    while not payload.at_eof():
+        piece = payload.read_nowait()
+        if not piece:
+            piece, _ = await payload.readchunk()
+        if piece:
+            return piece
+    return b""
 
 
 def _broken(connection: Connection, doing: str) -> ProbeError:
