@@ -10,7 +10,9 @@ import orjson
 from httptools import HttpRequestParser
 
 from cluster.errors import InvalidInputError
+from cluster.http_options import OPTION_NAMES, HttpOptions
 from cluster.project import (
+    JSON_FIELDS,
     SPEC_COLUMNS,
     ProjectSpec,
     compact,
@@ -24,6 +26,7 @@ from worker.probe.choose import engine_for
 from worker.probe.lean_connection import Plan
 
 MESSAGE_CHARS_MAX = 1_000
+BODY_LIMIT_BYTES = 1 << 20
 
 
 class Heard:
@@ -64,10 +67,14 @@ def check_written(written):
     decoded = orjson.loads(orjson.dumps(msgspec.structs.asdict(fields)))
     assert project_from_map(decoded) == fields
     row = {name: getattr(fields, name, None) for name in SPEC_COLUMNS} | {"id": 1, "since": None}
-    row["headers"] = None if fields.headers is None else orjson.dumps(fields.headers).decode()
+    for name in JSON_FIELDS:
+        row[name] = None if getattr(fields, name) is None else orjson.dumps(getattr(fields, name)).decode()
+    options = HttpOptions(**{name: getattr(fields, name) for name in OPTION_NAMES})
+    row["options"] = None if options == HttpOptions() else msgspec.json.encode(options).decode()
     spec = spec_from_row(row)
     assert decode_spec(encode_spec(spec)) == spec == compact(spec)
-    check_request(spec, Plan(spec))
+    assert spec.options == (None if options == HttpOptions() else options)
+    check_request(spec, Plan(spec, BODY_LIMIT_BYTES))
     return fields
 
 
@@ -75,7 +82,7 @@ def check_row(spec):
     """``spec``: of a row that only the table has looked at.  Returns whether a request could be made of it."""
     assert engine_for(spec) in {"lean", "aiohttp"}
     try:
-        plan = Plan(spec)
+        plan = Plan(spec, BODY_LIMIT_BYTES)
     except ValueError as error:
         _check_words(str(error), len(spec.url) * 10 + MESSAGE_CHARS_MAX)
         return False
@@ -91,7 +98,8 @@ def check_request(spec: ProjectSpec, plan: Plan):
     assert body == (spec.body or "").encode("utf-8", "surrogateescape")
     method, target, version = lines[0].split(b" ")
     assert (method.decode().upper(), version) == (spec.method.upper(), b"HTTP/1.1")
-    assert target.startswith(b"/"), target
+    is_for_proxy = spec.options is not None and spec.options.proxy is not None and spec.url[:5].lower() == "http:"
+    assert target.startswith(b"http://" if is_for_proxy else b"/"), target
     sent = [line.split(b":", 1) for line in lines[1:]]
     names = [name.lower() for name, _ in sent]
     assert names.count(b"host") == 1
