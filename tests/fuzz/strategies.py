@@ -202,6 +202,23 @@ intervals = numbers | st.sampled_from(["30s", "5 m", "1h", "0", "1d", "٣s", "99
 anything = (
     st.none() | st.booleans() | numbers | st.floats() | texts | st.binary(max_size=4) | st.lists(st.none(), max_size=1)
 )
+paths = st.sampled_from(["/a.pem", "a.pem", "/", "/\x00", ""]) | texts
+secrets = st.sampled_from(["u:p", "t", ":", "${A}", "u:${file:a}", "${", "$${", "${sealed:x}", "\r\n", "é:é"]) | texts
+assertion_maps = st.sampled_from(
+    [
+        {"type": "status", "set": "2xx"},
+        {"type": "body_contains", "text": "ok"},
+        {"type": "body_matches", "pattern": "("},
+        {"type": "body_matches", "pattern": "(a|b){1000}"},
+        {"type": "json_path", "path": "$..a[?@.b == 1]", "op": "==", "value": {}},
+        {"type": "json_path", "path": "$[", "op": "absent"},
+        {"type": "header", "name": "X", "op": "matches", "value": "^a"},
+        {"type": "response_time_below", "ms": -1},
+        {"type": "certificate_days", "days": 10**30},
+        {"type": "none"},
+        {},
+    ]
+) | st.dictionaries(st.sampled_from(["type", "path", "op", "value", "text"]) | texts, anything, max_size=4)
 fields_maps = st.fixed_dictionaries(
     {"url": urls},
     optional={
@@ -215,6 +232,26 @@ fields_maps = st.fixed_dictionaries(
         "timeout_ms": numbers,
         "follow_redirects": st.booleans(),
         "enabled": st.booleans(),
+        "down_after": numbers,
+        "up_after": numbers,
+        "assertions": st.none() | st.lists(assertion_maps, max_size=3),
+        "verify_tls": st.booleans(),
+        "ca_file": st.none() | paths,
+        "client_cert_file": st.none() | paths,
+        "client_key_file": st.none() | paths,
+        "server_name": st.none() | st.sampled_from(["a.test", "-", "a..b", "[::1]", "\u017f.test"]) | texts,
+        "ip_version": st.none() | st.sampled_from([4, 6]) | numbers,
+        "connection_reuse": st.sampled_from(["auto", "never", ""]),
+        "body_limit_bytes": st.none() | numbers,
+        "connect_timeout_ms": st.none() | numbers,
+        "user_agent": st.none() | texts,
+        "basic_auth": st.none() | secrets,
+        "bearer_token": st.none() | secrets,
+        "proxy": st.none()
+        | st.sampled_from(["http://p:1", "http://u:p@[::1]:2/", "http://a@b@c", "http://p:0"])
+        | urls,
+        "retries": numbers,
+        "retry_delay_ms": numbers,
     },
 )
 wild_keys = st.sampled_from(FIELD_NAMES) | texts | st.none() | st.integers() | st.binary(max_size=4)
