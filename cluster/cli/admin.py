@@ -93,12 +93,13 @@ def add(settings: Settings, url: str | None, project_id: int | None, **written: 
             raise click.UsageError("--id takes the project as it is in the table: leave out the other options.")
         reply = request(settings, {"type": "add", "id": project_id})
     else:
-        project = msgspec.to_builtins(_project(url or "", given))
+        project = msgspec.to_builtins(project_from_written(url or "", given))
         reply = request(settings, {"type": "add", "project": project})
     click.echo(reply["id"])
 
 
-def _project(url: str, given: dict[str, Any]) -> ProjectFields:
+def project_from_written(url: str, given: dict[str, Any]) -> ProjectFields:
+    """A project of the options of ``cluster add`` that were given."""
     fields: dict[str, Any] = {"url": url}
     fields |= {name: given[name] for name in _AS_GIVEN if name in given}
     if "timeout" in given:

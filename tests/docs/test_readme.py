@@ -24,6 +24,8 @@ from cluster.assertions import (
     validate_assertions,
 )
 from cluster.cli import cluster
+from cluster.cli.admin import add, project_from_written
+from cluster.http_options import OPTION_NAMES, HttpOptions
 from cluster.messages.admin import decode_request
 from cluster.settings import Settings
 from tests.docs.documents import blocks, code_spans, metric_names, row_of
@@ -107,6 +109,37 @@ async def test_the_queries_run(query, database_url):
         await conn.fetch(query)
     finally:
         await conn.close()
+
+
+def http_option_rows():
+    """(columns, flags, the example's arguments) of the table of HTTP options."""
+    section = README.partition("## HTTP options of a project")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (`--.*?) \| .* \| `([^`]+)` \|$", section, flags=re.MULTILINE)
+    return [
+        (re.findall(r"`(\w+)`", names), re.findall(r"`(--[\w-]+)`", flags), example) for names, flags, example in rows
+    ]
+
+
+@pytest.mark.parametrize(("columns", "flags", "example"), http_option_rows(), ids=lambda each: str(each)[:40])
+def test_the_example_of_an_http_option_sets_it(columns, flags, example):
+    arguments = shlex.split(example)
+    if arguments[0] == "cluster":
+        assert arguments[1] == "add"
+        arguments = arguments[2:]
+    else:
+        arguments.append("https://api.example.org/health")
+    assert any(flag in arguments for flag in flags)
+    context = add.make_context("add", arguments)
+    url, *_ = [context.params.pop(name) for name in ("url", "project_id", "config_file")]
+    given = {name: value for name, value in context.params.items() if value is not None and value is not False}
+    project = project_from_written(url, {name: value for name, value in given.items() if value != ()})
+    changed = {name for name in OPTION_NAMES if getattr(project, name) != getattr(HttpOptions(), name)}
+    assert changed
+    assert changed <= set(columns)
+
+
+def test_every_http_option_has_a_row_with_an_example():
+    assert {column for columns, _, _ in http_option_rows() for column in columns} == set(OPTION_NAMES)
 
 
 def assertion_rows():
