@@ -70,6 +70,8 @@ async def keep(conn: Connection, standings: Standings, stored: Iterable[list[Res
     for records in some:
         for record in records:
             result = record.result
+            if result.status == "success" and result.project_id not in standings:
+                continue  # nearly all
             if not says_nothing_new(standings.get(result.project_id), result):
                 telling[result.project_id] = []
     if not telling:
