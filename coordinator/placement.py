@@ -101,13 +101,10 @@ class Placement:
         owner = self._state.members.get(partition.owner or "")
         if owner is None or owner.link is None:
             return
-        if partition.granted_seq:
-            if partition.revoked_at_ms is None:
-                owner.revokes.add(index)
-        else:
-            owner.grants.pop(index, None)  # left out of the snapshot, it is given up at its end
         if partition.revoked_at_ms is None:
             partition.revoked_at_ms = now_ms
+            if partition.granted_seq or index in owner.grants:  # else it is given up at the snapshot's end
+                owner.revokes.add(index)
         self._teller.revoking.add(index)
 
     def revoke_again(self, now_ms: int) -> list[Effect]:

@@ -334,11 +334,11 @@ class Teller:
             if member.limits is not None:
                 message = Limits(link.session, seq, member.limits, self._state.per_host())
                 member.limits, member.limits_seq = None, seq
-            elif member.revokes:
-                message = Revoke(link.session, seq, self._state.epoch, sorted(member.revokes))
-                for index in member.revokes:
+            elif revoked := member.revokes - member.grants.keys():
+                message = Revoke(link.session, seq, self._state.epoch, sorted(revoked))
+                for index in revoked:
                     self._state.ownership.partitions[index].revoke_sent = True
-                member.revokes.clear()
+                member.revokes -= revoked
             elif member.removes or member.ended:
                 removed, tokens = member.take_removes()
                 ended, member.ended = member.ended[:ENDED_PER_MESSAGE], member.ended[ENDED_PER_MESSAGE:]
@@ -404,7 +404,8 @@ class Teller:
         for index in list(member.grants):
             del member.grants[index]
             partition = self._state.ownership.partitions[index]
-            if partition.owner not in (None, member.name) or partition.wanted not in (None, member.name):
+            held = partition.owner == member.name  # what it holds it is told of before it gives it up: its cut says all
+            if not held and (partition.owner is not None or partition.wanted not in (None, member.name)):
                 continue
             resume = partition.resume or Resume(partition.mark_ms, "handover")
             ended = self._ended.get(index, [])
@@ -433,7 +434,10 @@ class Teller:
             seen += self._uncovered_of([*unseen, *ended])
             granted.append(index)
             self._state.ownership.granted(index, member.name, self._state.epoch, link.number())
-            self.revoking.discard(index)
+            if index in member.revokes:
+                partition.revoked_at_ms = now_ms
+            else:
+                self.revoking.discard(index)
             if effects or len(parts) >= PARTITIONS_PER_GRANT or size >= BYTES_PER_MESSAGE:
                 break
         if parts:

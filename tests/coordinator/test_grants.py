@@ -7,7 +7,7 @@ from coordinator.events import Send
 from coordinator.link import WINDOW
 from coordinator.member import BYTES_PER_MESSAGE
 from coordinator.telling import FED_MAX, WireGrants
-from tests.coordinator.stage import Stage, record
+from tests.coordinator.stage import Stage, record, restarted
 
 WORKERS = 3
 PROJECTS = 2_000
@@ -100,3 +100,32 @@ def test_the_turn_of_a_worker_that_died_goes_to_another():
         worker.obey()
 
     assert all(worker.held for worker in others)
+
+
+def test_what_a_worker_holds_it_is_told_of_before_it_gives_it_up():
+    """Else nobody knows whether it knew all of the projects that its cut speaks for."""
+    before = Stage(workers=3)
+    before.records = {number: record(number, url=URL) for number in range(1, PROJECTS + 1)}
+    before.running()
+    stage = restarted(before)
+    workers = stage.living()
+    held = {worker.name: set(worker.held) for worker in workers}
+    stage.supervise()
+    stage.load()
+    for worker in workers:
+        worker.heard.clear()
+        worker.hello()
+    stage.core.state.names.append("worker-4")  # it joins while they are being told what they hold
+    stage.start("worker-4")
+    stage.later(1_500, beats=False)  # and the moves to it are planned
+    stage.obey()
+    stage.later(3_000)
+    stage.assert_whole()
+    given_up = 0
+    for worker in workers:
+        grants = [message for message in worker.heard if isinstance(message, control.Grant)]
+        told = {grant.partition for message in grants for grant in message.partitions}
+        gone = held[worker.name] - worker.held.keys()
+        assert gone <= told
+        given_up += len(gone)
+    assert given_up > 100
