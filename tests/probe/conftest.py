@@ -1,6 +1,7 @@
-"""Every engine, under every loop."""
+"""Every engine under the loop that every role runs; with PROBE_LOOPS=all under asyncio's own, too."""
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -15,7 +16,8 @@ from worker.probe.lean_engine import LeanProber
 
 
 def pytest_asyncio_loop_factories(config, item):
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    loops = {"uvloop": uvloop.new_event_loop}
+    return loops | {"asyncio": asyncio.new_event_loop} if os.environ.get("PROBE_LOOPS") == "all" else loops
 
 
 @pytest.fixture(scope="session")
