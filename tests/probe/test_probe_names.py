@@ -188,6 +188,7 @@ async def test_an_old_answer_is_given_while_its_renewal_hangs(service, resolver,
     began = time.monotonic()
     assert give(await resolver.resolve("a", 443)) == [("127.0.0.1", 443)]
     assert time.monotonic() - began >= 0.09
+    await until(lambda: resolver.kept("a", 80))  # a loop's timer may be early by a millisecond
     assert give(resolver.kept("a", 80)) == [("127.0.0.1", 80)], "nobody waits for what is known to hang"
     assert service.lookups == ["a", "a"]
     service.names["a"] = "127.0.0.2"
