@@ -7,9 +7,12 @@ never a value.
 import os
 import re
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cluster.errors import InvalidInputError
 from cluster.secret_references import KEY_FILE, REFERENCE, SEALED, SECRET_FILE, is_reference
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 VARIABLE_PREFIX = "RINGPOLL_SECRET_"
 SECRET_BYTES_MAX = 65_536
+LOOK_AGAIN_S = 1.0
+FILES_MAX = 4_096
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -26,17 +31,41 @@ class SecretError(ValueError):
     """A reference that stands for nothing here: says which, and what to do."""
 
 
+class SecretFileError(SecretError):
+    """A file of secrets can't be read, which is this machine's fault and may pass."""
+
+
+class SecretFile(msgspec.Struct):
+    """As it was when it was looked at last.  ``version``: of what was read."""
+
+    checked_at: float  # monotonic seconds
+    version: tuple[int, int, int] = (0, 0, 0)
+    content: str = ""
+    failure: SecretError | None = None
+
+
 class SecretSource:
-    """Where a worker finds what references stand for.  Files are read anew when they have changed."""
+    """Where a worker finds what references stand for.
+
+    Files are looked at once a second at most, and read when they have changed.  It never waits for one: what is no
+    regular file is refused.
+    """
 
     def __init__(self, environ: Mapping[str, str], directory: Path | None) -> None:
         self._environ = environ
         self._directory = directory
-        self._files: dict[str, tuple[tuple[int, int, int], str]] = {}  # name -> (as it was when it was read, content)
+        self._files: dict[str, SecretFile] = {}
 
-    def expand(self, text: str) -> str:
-        """The text with the secrets in it.  Raises SecretError."""
-        return REFERENCE.sub(self._replace, text)
+    def expand(self, text: str, found: list[str] | None = None) -> str:
+        """The text with the secrets in it, which are added to ``found``.  Raises SecretError."""
+
+        def replace(match: re.Match[str]) -> str:
+            value = self._replace(match)
+            if found is not None and match[1] is not None:
+                found.append(value)
+            return value
+
+        return REFERENCE.sub(replace, text)
 
     def _replace(self, match: re.Match[str]) -> str:
         inside = match[1]
@@ -64,25 +93,41 @@ class SecretSource:
     def _read(self, name: str, reference: str) -> str:
         if self._directory is None:
             raise SecretError(f"{reference} stands for nothing: this worker has no secrets_dir")
-        path = self._directory / name
+        now = time.monotonic()
+        file = self._files.get(name)
+        if file is None or now - file.checked_at >= LOOK_AGAIN_S:
+            if file is None and len(self._files) >= FILES_MAX:
+                self._files.clear()
+            file = self._files[name] = self._looked_at(self._directory / name, file or SecretFile(now), reference, now)
+        if file.failure is not None:
+            raise file.failure
+        return file.content
+
+    def _looked_at(self, path: Path, before: SecretFile, reference: str, now: float) -> SecretFile:
         try:
-            with path.open("rb") as file:
-                found = os.fstat(file.fileno())
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                found = os.fstat(handle)
                 version = (found.st_mtime_ns, found.st_size, found.st_ino)
-                known = self._files.get(name)
-                if known is not None and known[0] == version:
-                    return known[1]
-                raw = file.read(SECRET_BYTES_MAX + 1)
+                if before.failure is None and before.version == version:
+                    return SecretFile(now, version, before.content)
+                if not stat.S_ISREG(found.st_mode):
+                    return _failed(now, f"{reference}: {path.name} in secrets_dir is not a file")
+                raw = os.read(handle, SECRET_BYTES_MAX + 1)
+            finally:
+                os.close(handle)
         except OSError as error:
-            raise SecretError(f"{reference} stands for nothing: {name} in secrets_dir: {error.strerror}") from error
+            return _failed(now, f"{reference}: {path.name} in secrets_dir: {error.strerror}")
         if len(raw) > SECRET_BYTES_MAX:
-            raise SecretError(f"{reference} stands for nothing: {name} is larger than {SECRET_BYTES_MAX} bytes")
+            return _failed(now, f"{reference}: {path.name} in secrets_dir is larger than {SECRET_BYTES_MAX} bytes")
         try:
-            content = raw.decode().removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise SecretError(f"{reference} stands for nothing: {name} is not UTF-8 text") from error
-        self._files[name] = (version, content)
-        return content
+            return SecretFile(now, version, raw.decode().removesuffix("\n").removesuffix("\r"))
+        except UnicodeDecodeError:
+            return _failed(now, f"{reference}: {path.name} in secrets_dir is not UTF-8 text")
+
+
+def _failed(now: float, text: str) -> SecretFile:
+    return SecretFile(now, failure=SecretFileError(text))
 
 
 def new_key(directory: Path) -> Path:

@@ -1,15 +1,26 @@
 """Secrets that texts refer to: what a reference may name, where it is found, and that errors don't tell."""
 
 import contextlib
+import os
 import stat
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import secret_values
 from cluster.errors import InvalidInputError
 from cluster.secret_references import KEY_FILE, expect_references, has_reference
-from cluster.secret_values import SECRET_BYTES_MAX, SecretError, SecretSource, new_key, seal
+from cluster.secret_values import (
+    LOOK_AGAIN_S,
+    SECRET_BYTES_MAX,
+    SecretError,
+    SecretFileError,
+    SecretSource,
+    new_key,
+    seal,
+)
 
 CANARY = "c4nary-of-the-mine"
 ENVIRON = {"RINGPOLL_SECRET_TOKEN": CANARY, "DATABASE_URL": "postgresql://u:pw@h/d", "TOKEN": "not this one"}
@@ -70,21 +81,39 @@ def test_files_that_are_not_there_or_no_text(source, directory):
     (directory / "large").write_bytes(b"x" * (SECRET_BYTES_MAX + 1))
     (directory / "binary").write_bytes(b"\xff\xfe")
     (directory / "below").mkdir()
+    os.mkfifo(directory / "fifo")
+    (directory / "device").symlink_to("/dev/zero")
     for name, why in (
-        ("gone", "No such file"), ("large", "larger than"), ("binary", "not UTF-8"), ("below", "Is a directory"),
+        ("gone", "No such file"), ("large", "larger than"), ("binary", "not UTF-8"), ("below", "is not a file"),
+        ("fifo", "is not a file"), ("device", "is not a file"),
     ):  # fmt: skip
-        with pytest.raises(SecretError, match=why) as raised:
+        with pytest.raises(SecretFileError, match=why) as raised:
             source.expand(f"${{file:{name}}}")
         assert str(directory) not in str(raised.value)
     with pytest.raises(SecretError, match="no secrets_dir"):
         SecretSource({}, None).expand("${file:token}")
 
 
-def test_a_file_that_changed_is_read_again(source, directory):
+def test_a_file_is_looked_at_again_after_a_second(source, directory, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(secret_values.time, "monotonic", lambda: now)
     assert source.expand("${file:token}") == CANARY
     (directory / "next").write_text("another")
     (directory / "next").replace(directory / "token")
+    assert source.expand("${file:token}") == CANARY
+    now += LOOK_AGAIN_S
     assert source.expand("${file:token}") == "another"
+    (directory / "token").unlink()
+    assert source.expand("${file:token}") == "another"
+    now += LOOK_AGAIN_S
+    for _ in range(2):
+        with pytest.raises(SecretFileError, match="No such file"):
+            source.expand("${file:token}")
+    (directory / "token").write_text("back")
+    now += LOOK_AGAIN_S
+    found = []
+    assert source.expand("${file:token} $${ ${TOKEN}", found) == f"back ${{ {CANARY}"
+    assert found == ["back", CANARY]
 
 
 def test_sealed_values(directory):

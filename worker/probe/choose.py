@@ -7,8 +7,9 @@ The lean engine does all that a project can ask for but one thing, and so nearly
   final answer to either engine.
 
 A project's headers and options may refer to secrets (``cluster.secret_references``).  They are looked up for each poll,
-so that one that changed is sent the next time; a poll whose reference stands for nothing ends at once, as
-``invalid_request``.
+so that one that changed is sent a second later; a poll whose reference stands for nothing ends at once, as
+``invalid_request``, or ``local`` where it is a file that can't be read.  A target may send back what it was sent: no
+message of an outcome has a secret in it (``worker.probe.hiding``).
 
 HTTP options say nothing of that: what they change lies in the parts that both engines have in common.
 
@@ -18,6 +19,7 @@ The engines share no connections and no kept names, and lack of descriptors is m
 import asyncio
 import ssl
 from collections.abc import Collection
+from functools import partial
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -25,11 +27,12 @@ import msgspec
 from cluster.http_options import REFERRING_OPTIONS
 from cluster.project import ProjectSpec
 from cluster.secret_references import has_reference
-from cluster.secret_values import SecretError, SecretSource
+from cluster.secret_values import SecretError, SecretFileError, SecretSource
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.errors import printable
 from worker.probe.guard import OPEN_GUARD, Guard
-from worker.probe.interface import OnOutcome, ProbeOutcome
+from worker.probe.hiding import hand_over_hidden, secrets_of
+from worker.probe.interface import FailedOutcome, OnOutcome, ProbeOutcome
 from worker.probe.lean_engine import LeanProber
 from worker.probe.lookup_threads import Lookup
 from worker.probe.resolver import system_lookup
@@ -44,16 +47,19 @@ def engine_for(spec: ProjectSpec) -> Engine:
     return "lean"
 
 
-def with_secrets(spec: ProjectSpec, secrets: SecretSource) -> ProjectSpec:
-    """The same project with the secrets that its headers and options refer to.  Raises SecretError."""
+def with_secrets(spec: ProjectSpec, secrets: SecretSource, found: list[str]) -> ProjectSpec:
+    """The same project with the secrets that its headers and options refer to, which are added to ``found``.
+
+    Raises SecretError.
+    """
     if any(has_reference(value) for _, value in spec.headers):
-        headers = tuple((name, _filled(f"header {name}", value, secrets)) for name, value in spec.headers)
+        headers = tuple((name, _filled(f"header {name}", value, secrets, found)) for name, value in spec.headers)
         spec = msgspec.structs.replace(spec, headers=headers)
     options = spec.options
     if options is not None:
         written = {name: getattr(options, name) for name in REFERRING_OPTIONS}
         changed = {
-            name: _filled(name, value, secrets)
+            name: _filled(name, value, secrets, found)
             for name, value in written.items()
             if value is not None and has_reference(value)
         }
@@ -62,11 +68,11 @@ def with_secrets(spec: ProjectSpec, secrets: SecretSource) -> ProjectSpec:
     return spec
 
 
-def _filled(where: str, value: str, secrets: SecretSource) -> str:
+def _filled(where: str, value: str, secrets: SecretSource, found: list[str]) -> str:
     try:
-        return secrets.expand(value)
+        return secrets.expand(value, found)
     except SecretError as error:
-        raise SecretError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
 
 
 class ChoosingProber:
@@ -110,20 +116,29 @@ class ChoosingProber:
         if not spec.headers and spec.options is None:
             self._lean.start(spec, done)
             return
+        found: list[str] = []
         try:
-            filled = with_secrets(spec, self._secrets)
+            filled = with_secrets(spec, self._secrets, found)
         except SecretError as error:
-            self._refuse(str(error), done)
+            self._refuse(error, done)
             return
+        found += secrets_of(filled)
+        if found:
+            done = partial(hand_over_hidden, found, done)
         if engine_for(filled) == "aiohttp":
             self._aiohttp.start(filled, done)
         else:
             self._lean.start(filled, done)
 
-    def _refuse(self, why: str, done: OnOutcome) -> None:
+    def _refuse(self, error: SecretError, done: OnOutcome) -> None:
+        message = printable(str(error))
+
         def tell() -> None:
             self._refused.discard(handle)
-            done(ProbeOutcome("failure", error_code="invalid_request", error_message=printable(why)))
+            if isinstance(error, SecretFileError):
+                done(FailedOutcome("unknown", error_code="local", error_message=message, cause="other"))
+            else:
+                done(ProbeOutcome("failure", error_code="invalid_request", error_message=message))
 
         handle = self._loop.call_soon(tell)
         self._refused.add(handle)
