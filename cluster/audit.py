@@ -18,8 +18,11 @@ Definitions, per project:
 - ``stray``: tick rows off the grid or outside of every span (for example polled in the second in which the project was
   disabled); they break nothing and are shown for information.
 
-The law holds when nothing is unexplained or doubled.  Cost: each row of the window is read about twice, by primary
-key; a billion rows take their time.  Nothing is written, nothing rendered.
+The law holds when nothing is unexplained or doubled, but for projects that can't be polled because their row, written
+in SQL, is none that can be (``invalid``): of their ticks nothing is known by nature, and they are told apart.
+
+Cost: each row of the window is read about twice, by primary key; a billion rows take their time.  Nothing is written,
+nothing rendered.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,11 +42,18 @@ from cluster.audit_counts import (
 )
 from cluster.database import DATABASE_ERRORS, Connection, describe
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.http_options import OPTIONS_SQL
+from cluster.project import SPEC_COLUMNS, spec_from_row
 from cluster.ticks import milliseconds_of, phase_ms
 
 PROJECTS_PER_CHUNK = 5_000
 TICKS_PER_STEP = 1_000_000  # due ticks counted by one statement: how often progress is made
 PROJECTS_LISTED_MAX = 1_000  # of more than these only those that violate the law are listed, so many at most
+
+_COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
+_ROWS = f"""
+    SELECT {_COLUMNS}, {OPTIONS_SQL} AS options, NULL::timestamptz AS since
+    FROM projects p WHERE p.enabled AND p.id = ANY($1::bigint[])"""  # noqa: S608 - our own column names
 
 OnProgress = Callable[[float, int], None]  # projects audited, projects in all
 
@@ -52,6 +62,7 @@ class ProjectAudit(msgspec.Struct):
     project_id: int
     name: str | None  # None: the project was deleted
     account: Account
+    invalid: str | None = None  # why its row can't be polled, as it is now; its unexplained ticks are no violation
 
 
 class AuditReport(msgspec.Struct):
@@ -65,6 +76,7 @@ class AuditReport(msgspec.Struct):
     lateness: LatenessSummary | None  # None: no tick row
     projects: list[ProjectAudit]  # all, or when there are many those that violate the law; see PROJECTS_LISTED_MAX
     projects_left_out: int = 0  # violating, but beyond PROJECTS_LISTED_MAX
+    projects_invalid: int = 0  # with unexplained ticks, because their rows can't be polled
     holds: bool = True
     note: str | None = None  # why no tick was audited, for people
 
@@ -175,10 +187,14 @@ async def _next_ids(conn: Connection, last_id: int | None) -> list[int]:
 
 async def _list(conn: Connection, report: AuditReport, accounts: dict[int, Account], in_all: int) -> None:
     listed: list[int] = []
+    unexplained = [i for i, account in accounts.items() if not account.holds and not account.doubled]
+    invalid = await invalid_rows(conn, unexplained)
     for project_id, account in accounts.items():
         report.total.add(account)
         report.projects_audited += 1
-        if not account.holds:
+        if project_id in invalid:
+            report.projects_invalid += 1
+        elif not account.holds:
             report.projects_violating += 1
         if in_all > PROJECTS_LISTED_MAX and account.holds:
             continue
@@ -188,7 +204,19 @@ async def _list(conn: Connection, report: AuditReport, accounts: dict[int, Accou
             report.projects_left_out += 1
     rows = await conn.fetch("SELECT id, name FROM projects WHERE id = ANY($1::bigint[])", listed)
     names = {row["id"]: row["name"] for row in rows}
-    report.projects += [ProjectAudit(i, names.get(i), accounts[i]) for i in listed]
+    report.projects += [ProjectAudit(i, names.get(i), accounts[i], invalid.get(i)) for i in listed]
+
+
+async def invalid_rows(conn: Connection, ids: list[int]) -> dict[int, str]:
+    """Those of the projects that are enabled and whose row the coordinator refuses to poll, and why."""
+    found = {}
+    if ids:
+        for row in await conn.fetch(_ROWS, ids):
+            try:
+                spec_from_row(row)
+            except InvalidInputError as error:
+                found[row["id"]] = str(error)
+    return found
 
 
 class _Chunk:
@@ -265,4 +293,4 @@ def _windows(chunk: _Chunk, spans: list[TickSpan], count: int) -> list[tuple[int
     return list(zip([chunk.since_ms, *cuts], [*cuts, chunk.horizon_ms], strict=True))
 
 
-__all__ = ["Account", "AuditReport", "LatenessSummary", "OnProgress", "ProjectAudit", "audit"]
+__all__ = ["Account", "AuditReport", "LatenessSummary", "OnProgress", "ProjectAudit", "audit", "invalid_rows"]

@@ -155,7 +155,7 @@ class ProjectFields(HttpOptions, array_like=False, frozen=True, kw_only=True):
         return self.interval * UNIT_MS[self.unit]
 
 
-FIELD_NAMES = tuple(field.name for field in msgspec.structs.fields(ProjectFields))
+FIELD_NAMES = tuple(sorted(ProjectFields.__struct_fields__, key=OPTION_NAMES.__contains__))  # the options last
 JSON_FIELDS = ("headers", "assertions")  # of type jsonb in the table
 _TEXT_FIELDS = frozenset({"url", "name", "method", "expected_status", "unit"})
 _PRIVATE_FIELDS = frozenset({"headers", "body"})  # a wrong value is not repeated: it may be a secret

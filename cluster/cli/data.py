@@ -191,10 +191,12 @@ def audit_document(report: AuditReport) -> dict[str, Any]:
         "horizon": None if report.horizon_ms is None else iso_instant(report.horizon_ms),
         "projects_audited": report.projects_audited,
         "projects_violating": report.projects_violating,
+        "projects_invalid": report.projects_invalid,
         "total": msgspec.to_builtins(report.total),
         "lateness": None if report.lateness is None else msgspec.to_builtins(report.lateness),
         "projects": [
-            {"project_id": each.project_id, "name": each.name} | msgspec.to_builtins(each.account)
+            {"project_id": each.project_id, "name": each.name, "invalid": each.invalid}
+            | msgspec.to_builtins(each.account)
             for each in report.projects
         ],
         "projects_left_out": report.projects_left_out,

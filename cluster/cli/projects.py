@@ -16,9 +16,11 @@ import msgspec
 import orjson
 
 from cluster import database
+from cluster.audit import invalid_rows
 from cluster.cli.data import open_database, with_database
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.errors import ClusterError, InvalidInputError
+from cluster.http_options import OPTION_NAMES
 from cluster.masking import masked_project
 from cluster.project import FIELD_NAMES, ID_MAX, JSON_FIELDS, ProjectFields, project_from_map
 from cluster.settings import Settings
@@ -92,11 +94,15 @@ def show_project(settings: Settings, project_id: int, as_json: bool, reveal: boo
             project_id,
         )
         state = await conn.fetchrow("SELECT state, since FROM project_states WHERE project_id = $1", project_id)
-        return _shown_row(row, reveal) | {
-            "state": _state(state, polled=last is not None),
-            "state_since": None if state is None else state["since"],
-            "last_result": None if last is None else dict(last),
-        }
+        return (
+            _shown_row(row, reveal)
+            | {
+                "state": _state(state, polled=last is not None),
+                "state_since": None if state is None else state["since"],
+                "last_result": None if last is None else dict(last),
+            }
+            | await _why_not_polled(conn, project_id)
+        )
 
     found = with_database(settings, read)
     if as_json:
@@ -104,9 +110,11 @@ def show_project(settings: Settings, project_id: int, as_json: bool, reveal: boo
         return
     for name, value in found.items():
         if name == "last_result":
-            shown = "none" if value is None else "  ".join(str(each) for each in value.values() if each is not None)
+            shown = "none" if value is None else "  ".join(_words(each) for each in value.values() if each is not None)
+        elif value is None and name in OPTION_NAMES:
+            continue
         else:
-            shown = "" if value is None else str(value)
+            shown = _words(value)
         click.echo(f"{name.replace('_', ' '):<18} {shown}")
 
 
@@ -269,6 +277,23 @@ def _readable(row: Any) -> dict[str, Any]:
         if isinstance(values[name], str):
             values[name] = orjson.loads(values[name])
     return values
+
+
+def _words(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool() | dict() | list():  # as they are written
+            return orjson.dumps(value).decode()
+        case float():
+            return f"{value:.1f} ms"
+        case _:
+            return str(value)
+
+
+async def _why_not_polled(conn: database.Connection, project_id: int) -> dict[str, str]:
+    why = (await invalid_rows(conn, [project_id])).get(project_id)
+    return {} if why is None else {"can't be polled": why}
 
 
 def _state(row: Any, *, polled: bool) -> str | None:

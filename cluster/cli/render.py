@@ -125,6 +125,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("status")
     table.add_column("code", justify="right")
     table.add_column("ms", justify="right")
+    table.add_column("attempts", justify="right")
     table.add_column("worker")
     table.add_column("error", overflow="fold")
     for row in rows:
@@ -137,6 +138,7 @@ def results_table(rows: Sequence[dict[str, Any]]) -> Table:
             Text(str(row["status"]), _RESULT_STYLES.get(str(row["status"]), "")),
             "" if row["status_code"] is None else str(row["status_code"]),
             "" if row["response_time_ms"] is None else f"{row['response_time_ms']:.1f}",
+            str(row["attempts"] or ""),
             str(row["worker"]),
             Text(error),
         )
@@ -239,7 +241,7 @@ def audit_view(report: AuditReport) -> RenderableType:
     for name in ("due", "polled", "missed", "rejected", "unexplained", "doubled", "stray"):
         table.add_column(name, justify="right")
     table.add_column("missed because of")
-    violating = [each for each in report.projects if not each.account.holds]
+    violating = [each for each in report.projects if not each.account.holds and each.invalid is None]
     for each in violating[:AUDIT_PROJECTS_SHOWN]:
         _add_account(table, Text(f"{each.project_id} {each.name or ''}".strip()), each.account)
     if len(violating) + report.projects_left_out > AUDIT_PROJECTS_SHOWN:
@@ -248,6 +250,15 @@ def audit_view(report: AuditReport) -> RenderableType:
     parts: list[RenderableType] = [head, table]
     if report.note is not None:
         parts.append(Text(report.note, "yellow"))
+    invalid = [each for each in report.projects if each.invalid is not None]
+    parts += [
+        Text(
+            f"project {each.project_id} can't be polled ({each.account.unexplained:,} ticks): {each.invalid}", "yellow"
+        )
+        for each in invalid[:AUDIT_PROJECTS_SHOWN]
+    ]
+    if report.projects_invalid > len(invalid[:AUDIT_PROJECTS_SHOWN]):
+        parts.append(f"{report.projects_invalid:,} projects can't be polled in all")
     if report.total.rejected:
         parts.append("rejected: the database refused these results; table ingest_reject has them, and why")
     if report.lateness is not None:

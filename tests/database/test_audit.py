@@ -122,6 +122,29 @@ async def test_a_tick_of_which_nothing_is_known(books):
     assert (report.projects_violating, report.total.unexplained, report.total.doubled) == (1, 1, 0)
 
 
+async def test_a_row_that_cannot_be_polled_is_told_apart(books):
+    add = "INSERT INTO projects (id, name, url, assertions, enabled) VALUES ($1, 'p', 'http://h/', $2, $3)"
+    await books.conn.execute("ALTER TABLE projects DISABLE TRIGGER USER")
+    for project_id, assertions, enabled in (
+        (1, '[{"type": "x"}]', True),
+        (2, "[]", True),
+        (3, '[{"type": "x"}]', False),
+    ):
+        await books.conn.execute(add, project_id, assertions, enabled)
+        await books.span(project_id, START, None)
+    report = await books.audit()
+    assert (report.holds, report.projects_violating, report.projects_invalid) == (False, 2, 1)
+    assert [each.invalid is not None for each in report.projects] == [True, False, False]
+    assert "assertions" in report.projects[0].invalid
+    for project_id in (2, 3):
+        await books.rows(project_id, ticks(project_id, START, HORIZON, 1000))
+    report = await books.audit()
+    assert (report.holds, report.projects_violating, report.projects_invalid) == (True, 0, 1)
+    await books.missed(1, *[ticks(1, START, HORIZON, 1000)[n] for n in (3, 5)])
+    await books.rows(1, [ticks(1, START, HORIZON, 1000)[4]])
+    assert (await books.audit()).projects_violating == 1, "a tick that is counted twice is a violation whatever the row"
+
+
 async def test_a_tick_that_is_polled_and_missed(books):
     due = ticks(1, START, HORIZON, 1000)
     await books.span(1, START, None)
