@@ -19,14 +19,14 @@ import msgspec
 
 # CPU time of a poll falls with the rate of the process: (polls per second of the process, µs per poll), on one of two
 # cores.  `cluster bench --projects 3000,10000,15000 --workers 2`, and `--projects 2000 --workers 8` for the first.
-WORKER_COSTS = ((250, 254.0), (1_500, 113.0), (5_000, 67.0), (7_500, 59.0))
+WORKER_COSTS = ((250, 295.0), (1_500, 90.0), (5_000, 50.0), (7_500, 45.0))
 WRITER_COSTS = ((2_000, 14.0), (3_000, 12.0), (10_000, 6.0), (15_000, 4.0))
 POSTGRESQL_COSTS = ((2_000, 9.0), (3_000, 9.0), (10_000, 7.0), (15_000, 5.0))
 OTHERS_CORES = 0.02  # coordinator and supervisor, whatever the rate; also the first of these
 
 # `python -m tests.bench.million`: growth of PSS by the number of projects, and PostgreSQL's; RSS of a process without
 # projects by `cluster bench --projects 1`.
-WORKER_BYTES_PER_PROJECT = 822
+WORKER_BYTES_PER_PROJECT = 580
 COORDINATOR_BYTES_PER_PROJECT = 230
 PROCESS_BYTES = 45 << 20
 POSTGRESQL_BYTES = 160 << 20
