@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cluster.errors import InvalidInputError
+from cluster.masking import kind_of
 from cluster.secret_references import expect_references
 
 PATH_CHARS_MAX = 4_096
@@ -93,24 +94,7 @@ def expect_option_type(name: str, value: object) -> None:
     else:
         holds, what = value is None or isinstance(value, str), "text or null"
     if not holds:
-        raise InvalidInputError(f"{name}: must be {what}, not {_kind(value)}")
-
-
-def _kind(value: object) -> str:
-    """Its kind in JSON's words: what it is may be a secret."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "text"
-        case Mapping():
-            return "a map"
-        case _:
-            return "a list"
+        raise InvalidInputError(f"{name}: must be {what}, not {kind_of(value)}")
 
 
 def validate_options(options: HttpOptions, url: str, headers: Mapping[str, str] | None) -> None:

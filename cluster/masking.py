@@ -39,6 +39,25 @@ def masked_project(row: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def kind_of(value: object) -> str:
+    """What a value is in JSON's words, where it is not shown itself: it may be a secret, written wrongly."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case Mapping():
+            return "a map"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return f"of type {type(value).__name__}"
+
+
 def _masked_userinfo(found: re.Match[str]) -> str:
     user, colon, _ = found[2].partition(":")
     return f"{found[1]}{user}:{MASK}@" if colon else f"{found[1]}{MASK}@"

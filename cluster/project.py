@@ -18,7 +18,7 @@ import orjson
 from cluster.assertions import canonical_assertions, validate_assertions
 from cluster.errors import InvalidInputError
 from cluster.http_options import OPTION_NAMES, HttpOptions, expect_option_type, options_from_json, validate_options
-from cluster.masking import masked_url
+from cluster.masking import kind_of, masked_url
 from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
 
@@ -271,7 +271,7 @@ def _header_pairs(headers: str | Mapping[str, Any]) -> tuple[tuple[str, str], ..
         return ()
     for name, value in decoded.items():
         if not isinstance(value, str):
-            raise InvalidInputError(f"headers: the value of {_shown(name)} must be text, not {_kind(value)}")
+            raise InvalidInputError(f"headers: the value of {_shown(name)} must be text, not {kind_of(value)}")
     return tuple(decoded.items())
 
 
@@ -369,7 +369,7 @@ def _valid_headers(headers: Mapping[Any, Any] | None, body: str | None) -> dict[
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise InvalidInputError(f"headers: {_shown(name)} is not a header name")
         if not isinstance(value, str):
-            raise InvalidInputError(f"headers: the value of {name!r} must be text, not {_kind(value)}")
+            raise InvalidInputError(f"headers: the value of {name!r} must be text, not {kind_of(value)}")
         if _CONTROL_BUT_TAB.search(value):
             raise InvalidInputError(f"headers: the value of {name!r} must not contain line ends or control characters")
         if name.lower() in seen:
@@ -428,7 +428,7 @@ def _valid_assertions(written: list[dict[str, Any]] | None) -> list[dict[str, An
 def _expect(name: str, value: object, holds: bool, what: str) -> None:
     if not holds:
         is_private = name in _PRIVATE_FIELDS or isinstance(value, Mapping | list | tuple)
-        raise InvalidInputError(f"{name}: must be {what}, not {_kind(value) if is_private else _shown(value)}")
+        raise InvalidInputError(f"{name}: must be {what}, not {kind_of(value) if is_private else _shown(value)}")
 
 
 def _expect_unicode(name: str, value: str | None) -> None:
@@ -436,23 +436,6 @@ def _expect_unicode(name: str, value: str | None) -> None:
         (value or "").encode()
     except UnicodeEncodeError:
         raise InvalidInputError(f"{name}: is not valid Unicode") from None
-
-
-def _kind(value: object) -> str:
-    """Of what JSON has; the value itself may be a secret that was only written wrongly."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case Mapping():
-            return "a map"
-        case list() | tuple():
-            return "a list"
-        case _:
-            return f"of type {type(value).__name__}"
 
 
 def _shown(value: object) -> str:

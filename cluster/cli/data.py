@@ -18,6 +18,7 @@ from cluster.audit import audit as run_audit
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
 from cluster.embedded import cluster_database
 from cluster.errors import ClusterError, ExitCode, InvalidInputError
+from cluster.masking import masked_url
 from cluster.settings import Settings
 from cluster.supervisor.lock import find_holder
 
@@ -111,16 +112,7 @@ def results(settings: Settings, project_id: int, last: int, as_json: bool) -> No
             await _expect_project(conn, project_id)
         return [dict(row) for row in rows]
 
-    found = with_database(settings, read)
-    if as_json:
-        for row in found:
-            click.echo(orjson.dumps(row, default=str))
-    elif not found:
-        click.echo("no results yet")
-    else:
-        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
-
-        render.show(render.results_table(found))
+    _show_rows(with_database(settings, read), "results_table", "no results yet", as_json=as_json)
 
 
 @click.command()
@@ -140,18 +132,9 @@ def changes(settings: Settings, project_id: int | None, last: int, as_json: bool
         )
         if not rows and project_id is not None:
             await _expect_project(conn, project_id)
-        return [dict(row) for row in rows]
+        return [dict(row) | {"url": row["url"] and masked_url(row["url"])} for row in rows]
 
-    found = with_database(settings, read)
-    if as_json:
-        for row in found:
-            click.echo(orjson.dumps(row, default=str))
-    elif not found:
-        click.echo("no changes of state yet")
-    else:
-        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
-
-        render.show(render.changes_table(found))
+    _show_rows(with_database(settings, read), "changes_table", "no changes of state yet", as_json=as_json)
 
 
 @click.command()
@@ -176,6 +159,19 @@ def audit(settings: Settings, since: str | None, until: str | None, project: int
     else:
         render.show(render.audit_view(report))
     return int(ExitCode.DONE if report.holds else ExitCode.FAILED)
+
+
+def _show_rows(rows: list[dict[str, Any]], table: str, nothing: str, *, as_json: bool) -> None:
+    """As JSON Lines, or by that function of ``render``."""
+    if as_json:
+        for row in rows:
+            click.echo(orjson.dumps(row, default=str))
+    elif not rows:
+        click.echo(nothing)
+    else:
+        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+        render.show(getattr(render, table)(rows))
 
 
 async def _expect_project(conn: database.Connection, project_id: int) -> None:

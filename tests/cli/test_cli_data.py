@@ -249,6 +249,8 @@ def test_changes_of_all_projects_and_of_one(db):
     """
     sql(db.url, insert, "INSERT INTO project_states VALUES (1, 'up', '2026-01-02Z', 0), (2, 'down', '2026-01-03Z', 0)")
 
+    sql(db.url, "UPDATE projects SET url = 'http://me:c4nary@h/', name = '' WHERE id = 2")
+    assert "c4nary" not in db("changes").out + db("changes", "--json").out
     lines = [json.loads(line) for line in db("changes", "--json").out.splitlines()]
     assert [(line["project_id"], line["state"]) for line in lines] == [(2, "down"), (1, "up"), (1, "down")]
     shown = db("changes", "1", "--last", "1").out
