@@ -42,17 +42,15 @@ from cluster.audit_counts import (
 )
 from cluster.database import DATABASE_ERRORS, Connection, describe
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.http_options import OPTIONS_SQL
-from cluster.project import SPEC_COLUMNS, spec_from_row
+from cluster.project import SPEC_SELECT, spec_from_row
 from cluster.ticks import milliseconds_of, phase_ms
 
 PROJECTS_PER_CHUNK = 5_000
 TICKS_PER_STEP = 1_000_000  # due ticks counted by one statement: how often progress is made
 PROJECTS_LISTED_MAX = 1_000  # of more than these only those that violate the law are listed, so many at most
 
-_COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
 _ROWS = f"""
-    SELECT {_COLUMNS}, {OPTIONS_SQL} AS options, NULL::timestamptz AS since
+    SELECT {SPEC_SELECT}, NULL::timestamptz AS since
     FROM projects p WHERE p.enabled AND p.id = ANY($1::bigint[])"""  # noqa: S608 - our own column names
 
 OnProgress = Callable[[float, int], None]  # projects audited, projects in all

@@ -17,7 +17,14 @@ import orjson
 
 from cluster.assertions import canonical_assertions, validate_assertions
 from cluster.errors import InvalidInputError
-from cluster.http_options import OPTION_NAMES, HttpOptions, expect_option_type, options_from_json, validate_options
+from cluster.http_options import (
+    OPTION_NAMES,
+    OPTIONS_SQL,
+    HttpOptions,
+    expect_option_type,
+    options_from_json,
+    validate_options,
+)
 from cluster.masking import kind_of, masked_url
 from cluster.secret_references import expect_references
 from cluster.ticks import UNIT_MS, milliseconds_of
@@ -130,6 +137,10 @@ SPEC_COLUMNS = (
     "follow_redirects",
     "assertions",
 )
+
+
+# What ``spec_from_row`` reads but ``since``, for SELECT lists that name the table p.
+SPEC_SELECT = ", ".join((*(f"p.{column}" for column in SPEC_COLUMNS), f"{OPTIONS_SQL} AS options"))
 
 
 class ProjectFields(HttpOptions, array_like=False, frozen=True, kw_only=True):

@@ -12,9 +12,8 @@ import msgspec
 
 from cluster.database import Connection
 from cluster.errors import InvalidInputError
-from cluster.http_options import OPTIONS_SQL
 from cluster.messages.control import EndedSpan, RemovedProject
-from cluster.project import SPEC_COLUMNS, encode_spec, spec_from_row
+from cluster.project import SPEC_SELECT, encode_spec, spec_from_row
 from cluster.ticks import EPOCH, instant_of, milliseconds_of
 from coordinator.events import ProjectRecord
 from coordinator.throttle import ThrottledLog
@@ -23,9 +22,8 @@ QUERY_TIMEOUT_S = 30.0
 INVALID_KEPT_MAX = 1_000
 FIRST_ID = -(1 << 63)
 
-_COLUMNS = ", ".join(f"p.{column}" for column in SPEC_COLUMNS)
 _SELECT = f"""
-    SELECT {_COLUMNS}, p.name, {OPTIONS_SQL} AS options,
+    SELECT {SPEC_SELECT}, p.name,
            (SELECT s.since FROM project_spans s WHERE s.project_id = p.id AND s.until IS NULL) AS since
     FROM projects p WHERE p.enabled"""  # noqa: S608 - our own column names
 _CHUNK = f"{_SELECT} AND p.id > $1 ORDER BY p.id LIMIT $2"

@@ -22,26 +22,22 @@ from aiohttp import ClientError, StreamReader
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from cluster.masking import masked_url
 from cluster.project import ProjectSpec
 from worker.probe.connection import INFORMATIONAL_MAX, Connection
 from worker.probe.connector import Connector
 from worker.probe.deadlines import LATE_READ_S, READ_FIRST_S
-from worker.probe.errors import ProbeError, blunder, from_lost
+from worker.probe.errors import ProbeError, from_lost
 from worker.probe.expected import parse_expected
 from worker.probe.guard import OPEN_GUARD, Guard
-from worker.probe.in_flight import PollInFlight
+from worker.probe.in_flight import UNFORESEEN, PollInFlight
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.judging import LOOKED_AT_BYTES_MAX, Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
     REDIRECT_STATUSES,
-    REDIRECTS_MAX,
-    ForeignSchemeError,
     HttpRequest,
     first_request,
-    redirected_request,
 )
 from worker.probe.resolver import system_lookup
 from worker.probe.stalls import Stalls
@@ -142,10 +138,8 @@ class AiohttpProber:
                 raise
             outcome = poll.failed(poll.out_of_time())
         except Exception:
-            # A bug of ours that one project brings out must not end every worker that gets the project.
-            url = masked_url(poll.spec.url)
-            logger.exception("probing project %d (%s) failed in an unforeseen way", poll.spec.id, url)
-            outcome = poll.failed(blunder(poll.peer or url))
+            logger.exception(UNFORESEEN, *poll.named())
+            outcome = poll.failed(poll.blunder())
         finally:
             deadline.cancel()
             if poll.connection is not None:
@@ -273,14 +267,7 @@ class AiohttpProber:
     def _redirect(
         self, poll: PollInFlight, own: HttpRequest, request: HttpRequest, status: int, location: str
     ) -> HttpRequest:
-        if poll.hops == REDIRECTS_MAX:
-            raise ProbeError("too_many_redirects", f"{poll.peer} redirects once more after {REDIRECTS_MAX} redirects")
-        try:
-            request = redirected_request(poll.spec, own.target, request, status, location)
-        except ForeignSchemeError as error:
-            raise ProbeError("blocked", f"{poll.peer} redirects to where polls don't go: {error}") from error
-        except ValueError as error:
-            raise ProbeError("protocol", f"{poll.peer} redirects to where HTTP can't follow: {error}") from error
+        request = poll.redirected(own.target, request, status, location)
         poll.hops += 1
         poll.status_code = poll.first_byte_s = poll.remote_address = None
         return request

@@ -31,7 +31,7 @@ from cluster.secret_values import SecretError, SecretFileError, SecretSource
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.errors import printable
 from worker.probe.guard import OPEN_GUARD, Guard
-from worker.probe.hiding import hand_over_hidden, secrets_of
+from worker.probe.hiding import hand_over_hidden
 from worker.probe.interface import FailedOutcome, OnOutcome, ProbeOutcome
 from worker.probe.lean_engine import LeanProber
 from worker.probe.lookup_threads import Lookup
@@ -122,9 +122,7 @@ class ChoosingProber:
         except SecretError as error:
             self._refuse(error, done)
             return
-        found += secrets_of(filled)
-        if found:
-            done = partial(hand_over_hidden, found, done)
+        done = partial(hand_over_hidden, filled, found, done)
         if engine_for(filled) == "aiohttp":
             self._aiohttp.start(filled, done)
         else:

@@ -85,4 +85,9 @@ def parse_proxy(url: str) -> Proxy:
 def basic(user: str, password: str) -> str:
     """As in the field Authorization; both as they stand in a URL."""
     secret = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
-    return f"Basic {base64.b64encode(secret).decode()}"
+    return f"Basic {credentials_of(secret)}"
+
+
+def credentials_of(login: bytes) -> str:
+    """``user:password`` as Basic sends it."""
+    return base64.b64encode(login).decode()

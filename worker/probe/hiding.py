@@ -6,9 +6,7 @@ names say so, ``basic_auth`` and ``bearer_token``, the password of its URL; each
 where it is sent like that, and cut off at the end of a quotation.  Nothing else of an answer is hidden.
 """
 
-import base64
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from urllib.parse import unquote
 
 import msgspec
@@ -16,18 +14,17 @@ import orjson
 
 from cluster.masking import MASK, is_secret_header
 from cluster.project import ProjectSpec
+from worker.probe.connection_settings import credentials_of
 from worker.probe.interface import OnOutcome, ProbeOutcome
 
 HIDDEN_CHARS_MIN = 4  # of a secret, or of the beginning of one that is cut off
 CUT_MARKS = ("...", "\N{HORIZONTAL ELLIPSIS}", "'", '"')
 CUT_CHARS_MAX = 300  # of a secret whose beginning is looked for: messages quote less
 
-_is_secret_header = lru_cache(maxsize=4_096)(is_secret_header)
-
 
 def secrets_of(spec: ProjectSpec) -> list[str]:
     """What the project itself holds of secrets, references being filled in."""
-    found = [value for name, value in spec.headers if _is_secret_header(name)]
+    found = [value for name, value in spec.headers if is_secret_header(name)]
     found += [value.partition(" ")[2] for value in found]  # behind "Bearer"
     options = spec.options
     if options is not None:
@@ -44,12 +41,13 @@ def secrets_of(spec: ProjectSpec) -> list[str]:
 
 def _of_login(login: str) -> Iterator[str]:
     yield login.partition(":")[2]
-    yield base64.b64encode(login.encode("utf-8", "surrogateescape")).decode()
+    yield credentials_of(login.encode("utf-8", "surrogateescape"))
 
 
-def hand_over_hidden(secrets: list[str], done: OnOutcome, outcome: ProbeOutcome) -> None:
+def hand_over_hidden(spec: ProjectSpec, found: list[str], done: OnOutcome, outcome: ProbeOutcome) -> None:
+    """``found``: what the references of ``spec`` stood for.  Only a message costs anything."""
     message = outcome.error_message
-    if message is not None and (shown := hidden(message, secrets)) != message:
+    if message is not None and (shown := hidden(message, [*found, *secrets_of(spec)])) != message:
         outcome = msgspec.structs.replace(outcome, error_message=shown)
     done(outcome)
 

@@ -7,12 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+from cluster.masking import masked_url
 from cluster.project import ProjectSpec
-from worker.probe.errors import ProbeError, mismatch
+from worker.probe.errors import ProbeError, blunder, mismatch
 from worker.probe.interface import FailedOutcome, OnOutcome, ProbeOutcome
 from worker.probe.lookup_threads import AddressInfo
+from worker.probe.request import REDIRECTS_MAX, ForeignSchemeError, HttpRequest, Target, redirected_request
 
 LATE_MAX_S = 0.5  # when our loop stood still for longer, a time-out tells of it, not of the target
+
+# A bug of ours that one project brings out must not end every worker that gets the project.
+UNFORESEEN = "probing project %d (%s) failed in an unforeseen way"
 
 Phase = Literal["files", "lookup", "connect", "handshake", "send", "wait", "body"]
 
@@ -58,6 +63,24 @@ class PollInFlight:
         self.connection: PollConnection | None = None
         self.needed_connection: bool | None = None
         self.started_at = time.monotonic()
+
+    def named(self) -> tuple[int, str]:
+        """For ``UNFORESEEN``."""
+        return self.spec.id, masked_url(self.spec.url)
+
+    def blunder(self) -> ProbeError:
+        return blunder(self.peer or masked_url(self.spec.url))
+
+    def redirected(self, own: Target, previous: HttpRequest, status: int, location: str) -> HttpRequest:
+        """The request that follows a redirect; ``own``: the target of the project's URL.  Raises ProbeError."""
+        if self.hops == REDIRECTS_MAX:
+            raise ProbeError("too_many_redirects", f"{self.peer} redirects once more after {REDIRECTS_MAX} redirects")
+        try:
+            return redirected_request(self.spec, own, previous, status, location)
+        except ForeignSchemeError as error:
+            raise ProbeError("blocked", f"{self.peer} redirects to where polls don't go: {error}") from error
+        except ValueError as error:
+            raise ProbeError("protocol", f"{self.peer} redirects to where HTTP can't follow: {error}") from error
 
     def complete(self, ended_at: float, expected: frozenset[int]) -> ProbeOutcome:
         matches = self.status_code in expected

@@ -19,13 +19,12 @@ import time
 from collections.abc import Collection
 from functools import partial
 
-from cluster.masking import masked_url
 from cluster.project import ProjectSpec
 from worker.probe.connector import Connector
 from worker.probe.deadlines import Deadlines
-from worker.probe.errors import ProbeError, blunder, from_lost, mismatch
+from worker.probe.errors import ProbeError, from_lost, mismatch
 from worker.probe.guard import OPEN_GUARD, Guard
-from worker.probe.in_flight import as_ms
+from worker.probe.in_flight import UNFORESEEN, as_ms
 from worker.probe.interface import OnOutcome, ProbeOutcome
 from worker.probe.judging import LOOKED_AT_BYTES_MAX, Answer, Judge, JudgeThread, judge_for, judged
 from worker.probe.lean_connection import Hop, LeanConnection, LeanPoll, Plan
@@ -33,9 +32,6 @@ from worker.probe.lookup_threads import Lookup
 from worker.probe.pool import IdlePool, KeptConnections, MakeRoom
 from worker.probe.request import (
     REDIRECT_STATUSES,
-    REDIRECTS_MAX,
-    ForeignSchemeError,
-    redirected_request,
 )
 from worker.probe.resolver import system_lookup
 from worker.probe.stalls import Stalls
@@ -43,8 +39,6 @@ from worker.probe.stalls import Stalls
 INFORMATIONAL_MAX = 32
 PLANS_MAX = 16_384  # about 20 MB
 PLAN_MAX_BYTES = 8_192
-# A bug of ours that one project brings out must not end every worker that gets the project.
-UNFORESEEN = "probing project %d (%s) failed in an unforeseen way"
 
 logger = logging.getLogger("worker.probe")
 
@@ -105,8 +99,8 @@ class LeanProber:
         except ProbeError as error:
             self._loop.call_soon(self._fail, poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, spec.id, masked_url(spec.url))
-            self._loop.call_soon(self._fail, poll, blunder(poll.peer or masked_url(poll.spec.url)))
+            logger.exception(UNFORESEEN, *poll.named())
+            self._loop.call_soon(self._fail, poll, poll.blunder())
 
     def cancel_redirects(self, project_ids: Collection[int]) -> None:
         for poll in self._deadlines:
@@ -176,9 +170,9 @@ class LeanProber:
             poll.opening = None
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
+            logger.exception(UNFORESEEN, *poll.named())
             poll.opening = None
-            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
+            self._fail(poll, poll.blunder())
         else:
             if connection.is_lost:
                 self.lost(connection, poll)
@@ -197,8 +191,8 @@ class LeanProber:
         except ProbeError as error:
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
-            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
+            logger.exception(UNFORESEEN, *poll.named())
+            self._fail(poll, poll.blunder())
 
     def _look(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Whether the poll ends with this packet."""
@@ -234,8 +228,8 @@ class LeanProber:
         except ProbeError as error:
             self._fail(poll, error)
         except Exception:
-            logger.exception(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url))
-            self._fail(poll, blunder(poll.peer or masked_url(poll.spec.url)))
+            logger.exception(UNFORESEEN, *poll.named())
+            self._fail(poll, poll.blunder())
 
     def _follow(self, connection: LeanConnection, poll: LeanPoll) -> bool:
         """Go where the answer leads; False: it is no redirect to follow."""
@@ -245,14 +239,7 @@ class LeanProber:
         location = connection.fields().first("location")
         if not location:
             return False
-        if poll.hops == REDIRECTS_MAX:
-            raise ProbeError("too_many_redirects", f"{poll.peer} redirects once more after {REDIRECTS_MAX} redirects")
-        try:
-            request = redirected_request(plan.spec, plan.first.request.target, poll.hop.request, status, location)
-        except ForeignSchemeError as error:
-            raise ProbeError("blocked", f"{poll.peer} redirects to where polls don't go: {error}") from error
-        except ValueError as error:
-            raise ProbeError("protocol", f"{poll.peer} redirects to where HTTP can't follow: {error}") from error
+        request = poll.redirected(plan.first.request.target, poll.hop.request, status, location)
         now = time.monotonic()
         poll.connection = None
         connection.end()
@@ -337,8 +324,8 @@ class LeanProber:
         if (error := later.exception()) is None:
             self._finish(poll, judged(outcome, later.result()))
         else:
-            logger.error(UNFORESEEN, poll.spec.id, masked_url(poll.spec.url), exc_info=error)
-            self._fail(poll, blunder(poll.peer))
+            logger.error(UNFORESEEN, *poll.named(), exc_info=error)
+            self._fail(poll, poll.blunder())
 
     # ---- endings ----------------------------------------------------------------------------------------------------
 

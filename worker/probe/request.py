@@ -14,7 +14,6 @@ Rules:
 It resolves no names and opens nothing.  What can't be made into a request is ``ValueError`` in words for people.
 """
 
-import base64
 import functools
 import ipaddress
 import re
@@ -27,7 +26,7 @@ from cluster import __version__
 from cluster.http_options import HttpOptions
 from cluster.masking import masked_url
 from cluster.project import ProjectSpec
-from worker.probe.connection_settings import ConnectionSettings, basic, settings_of
+from worker.probe.connection_settings import ConnectionSettings, basic, credentials_of, settings_of
 from worker.probe.judging import judge_for
 
 USER_AGENT = f"ringpoll/{__version__}"
@@ -319,5 +318,5 @@ def _request(
 
 def _authorization(options: HttpOptions) -> list[str]:
     if options.basic_auth is not None:
-        return [f"Authorization: Basic {base64.b64encode(options.basic_auth.encode()).decode()}"]
+        return [f"Authorization: Basic {credentials_of(options.basic_auth.encode())}"]
     return [] if options.bearer_token is None else [f"Authorization: Bearer {options.bearer_token}"]
