@@ -15,6 +15,7 @@ import re
 from typing import NamedTuple
 
 from cluster.project import ProjectSpec
+from tests.probe.probe_scripts import SilentTransport
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.connection import Connection
 from worker.probe.errors import ERROR_CODES, MESSAGE_MAX
@@ -54,7 +55,7 @@ class Script(NamedTuple):
         return cls(METHODS[choice % 3], end, parts)
 
 
-class UnwiredTransport(asyncio.Transport):
+class UnwiredTransport(SilentTransport):
     """What an engine writes to; a close reaches the connection in a later turn, as a loop's does."""
 
     def __init__(self, loop, connection):
@@ -62,22 +63,9 @@ class UnwiredTransport(asyncio.Transport):
         self._loop = loop
         self._connection = connection
         self.written = 0
-        self.closing = False
 
     def write(self, data):
         self.written += 1
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        pass
-
-    def pause_reading(self):
-        pass
-
-    def resume_reading(self):
-        pass
-
-    def is_closing(self):
-        return self.closing
 
     def lose(self, error):
         if not self.closing:

@@ -5,10 +5,11 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 from cluster.project import ProjectSpec
 from worker.probe.interface import ProbeOutcome
+from worker.probe.lookup_threads import AddressInfo, Lookup
 
 WAIT_S = 10.0
 
@@ -133,6 +134,68 @@ def free_port() -> int:
         return probe_socket.getsockname()[1]
 
 
+@contextlib.contextmanager
+def mute_port(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A listening port that completes no more TCP handshakes: as if packets were dropped on the way."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        clients = []
+        for _ in range(3):
+            client = socket.socket(family)
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname()[:2])
+            clients.append(client)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for client in clients:
+                client.close()
+
+
+def address_info(address: str, port: int) -> AddressInfo:
+    """As ``getaddrinfo`` gives it."""
+    if ":" in address:
+        return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0))
+    return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
+
+
+def lookup_of(*addresses: str) -> Lookup:
+    """Every name leads there."""
+    return lambda _host, port: [address_info(address, port) for address in addresses]
+
+
+class SilentTransport(asyncio.Transport):
+    """Takes what is written to nowhere; to be closed by what it is given to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing = False
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def close(self) -> None:
+        self.closing = True
+
+    abort = close
+
+
 class Names:
     """A name service: every name in ``known`` leads to 127.0.0.1, ``lookups`` counts."""
 
@@ -144,7 +207,7 @@ class Names:
         self.lookups.append(host)
         if host not in self.known:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+        return [address_info("127.0.0.1", port)]
 
 
 def check(outcome: ProbeOutcome) -> None:

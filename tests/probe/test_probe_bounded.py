@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from probe_scripts import Peer, answer
+from probe_scripts import Peer, SilentTransport, answer
 
 from worker.probe.connection import INFORMATIONAL_MAX, Connection
 from worker.probe.request import origin_of
@@ -49,32 +49,6 @@ async def test_a_body_in_small_chunks_is_read_to_its_end(serve, poll):
     assert (outcome.status, outcome.size_bytes) == ("success", 64 * 15_000)
 
 
-class UnreadTransport(asyncio.Transport):
-    def __init__(self):
-        super().__init__()
-        self.closing = False
-
-    def write(self, data):
-        pass
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        pass
-
-    def pause_reading(self):
-        pass
-
-    def resume_reading(self):
-        pass
-
-    def is_closing(self):
-        return self.closing
-
-    def close(self):
-        self.closing = True
-
-    abort = close
-
-
 @pytest.mark.parametrize(
     ("one", "messages_max"),
     [(answer(200, b"ok"), 1_000), (b"HTTP/1.1 103 Early Hints\r\n\r\n", 1_000)],
@@ -89,7 +63,7 @@ async def test_of_a_packet_full_of_answers_only_the_beginning_is_read(one, messa
             super().feed_data(data, size)
 
     connection = Counting(asyncio.get_running_loop(), origin_of("http", "127.0.0.1", 80))
-    connection.connection_made(UnreadTransport())
+    connection.connection_made(SilentTransport())
     connection.send(b"GET / HTTP/1.1\r\n\r\n", without_body=False)
     connection.data_received(one * 20_000)
     assert INFORMATIONAL_MAX <= len(taken) < messages_max

@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import gc
-import socket
 import threading
 import time
 
 import pytest
-from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
+from probe_scripts import WAIT_S, Peer, answer, check, free_port, lookup_of, redirect, spec, until
 
 from cluster.http_options import HttpOptions
 from worker.probe.interface import probe
@@ -272,12 +271,7 @@ async def test_ipv6(serve, poll):
 
 @pytest.mark.parametrize("secure", [False, True])
 async def test_of_several_addresses_one_that_answers_is_taken(serve, make_prober, server_tls, secure):
-    def two(host, port):
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
-            for address in ("127.0.0.9", "127.0.0.1")
-        ]
-
+    two = lookup_of("127.0.0.9", "127.0.0.1")
     server = await serve(answer(), server_tls if secure else None)
     prober = make_prober(lookup=two)
     outcome = await probe(prober, spec(server.url("/", "good.test")))
@@ -290,12 +284,7 @@ async def test_of_several_addresses_one_that_answers_is_taken(serve, make_prober
 
 @pytest.mark.parametrize("secure", [False, True])
 async def test_several_addresses_and_none_answers(make_prober, secure):
-    def two(host, port):
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
-            for address in ("127.0.0.9", "127.0.0.8")
-        ]
-
+    two = lookup_of("127.0.0.9", "127.0.0.8")
     outcome = await probe(make_prober(lookup=two), spec(f"http{'s' if secure else ''}://good.test:{free_port()}/"))
     check(outcome)
     assert outcome.error_code == "connect_refused"

@@ -13,7 +13,7 @@ from unittest.mock import AsyncMock
 
 import pytest
 import trustme
-from probe_scripts import WAIT_S, Peer, answer, check, free_port, redirect, spec, until
+from probe_scripts import WAIT_S, Peer, answer, check, free_port, lookup_of, redirect, spec, until
 
 from worker.probe.errors import from_connect, from_handshake, from_lookup, from_lost, most_telling
 from worker.probe.interface import probe
@@ -547,12 +547,7 @@ def test_several_addresses_that_fail_differently(numbers, code, words):
 async def test_a_host_that_refuses_at_one_address_and_is_out_of_reach_at_the_other(make_prober):
     port = free_port()
 
-    def lookup(host, port):
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
-            for address in ("255.255.255.255", "127.0.0.1")
-        ]
-
+    lookup = lookup_of("255.255.255.255", "127.0.0.1")
     outcome = await probe(make_prober(lookup=lookup), spec(f"http://dual.test:{port}/"))
     check(outcome)
     assert outcome.error_code == "connect_refused"

@@ -8,12 +8,11 @@ import socket
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from probe_scripts import WAIT_S, answer, check, redirect, spec
+from probe_scripts import WAIT_S, address_info, answer, check, redirect, spec
 
 from worker.probe import resolver as resolver_module
 from worker.probe.guard import METADATA, Guard, OwnEndpoint, carried_address, kind_of
 from worker.probe.interface import probe
-from worker.probe.lookup_threads import AddressInfo
 
 # What a name leads to, by the DNS or by someone who answers in its place.
 NAMES = {
@@ -168,16 +167,10 @@ CLOSED = Guard(allow_private=False)
 OPEN = Guard(allow_private=True)
 
 
-def info_of(address: str, port: int) -> AddressInfo:
-    if ":" not in address:
-        return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
-    return (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0))
-
-
 def look_up(host, port):
     """What this machine's own lookup makes of a number, without asking anyone; else by ``NAMES``."""
     if host in NAMES:
-        return [info_of(address, port) for address in NAMES[host]]
+        return [address_info(address, port) for address in NAMES[host]]
     return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
 
 
@@ -233,7 +226,7 @@ async def test_metadata_is_blocked_whatever_is_allowed(make_prober, rest, guard)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_nothing_arrives_where_it_is_blocked(serve, make_prober, host, scheme):
     def lookup(host, port):
-        return [info_of("::ffff:127.0.0.1", port)] if host == "mapped4.test" else look_up(host, port)
+        return [address_info("::ffff:127.0.0.1", port)] if host == "mapped4.test" else look_up(host, port)
 
     server = await serve(answer())
     prober = make_prober(guard=CLOSED, lookup=lookup)
@@ -266,7 +259,7 @@ async def test_of_a_names_addresses_the_others_are_used(serve, make_prober, othe
     server = await serve(answer(), server_tls if secure else None)
 
     def lookup(_host, port):
-        return [info_of(address, port) for address in [*others, "127.0.0.1"]]
+        return [address_info(address, port) for address in [*others, "127.0.0.1"]]
 
     outcome = await poll_with(make_prober(guard=Permitting(server.port), lookup=lookup), server.url("/", "good.test"))
     assert (outcome.status, outcome.remote_address) == ("success", "127.0.0.1")
@@ -306,7 +299,7 @@ async def test_a_name_that_is_bound_anew_gains_nothing(make_prober, twins, monke
 
     def rebinding(host, port):
         lookups.append(host)
-        return [info_of(next(found), port)]
+        return [address_info(next(found), port)]
 
     prober = make_prober(guard=Permitting(port), lookup=rebinding)
     outcome = await poll_with(prober, f"http://rebind.test:{port}/")
@@ -326,7 +319,7 @@ async def test_a_name_that_is_bound_anew_between_two_hops_gains_nothing(serve, m
     found = itertools.chain(["127.0.0.1"], itertools.repeat("127.0.0.2"))
 
     def rebinding(_host, port):
-        return [info_of(next(found), port)]
+        return [address_info(next(found), port)]
 
     guard = Permitting(first.port)
     outcome = await poll_with(make_prober(guard=guard, lookup=rebinding), f"http://rebind.test:{first.port}/")
@@ -337,7 +330,7 @@ async def test_a_name_that_is_bound_anew_between_two_hops_gains_nothing(serve, m
 
 async def test_a_lookup_that_gives_no_address_is_blocked(make_prober):
     def lookup(_host, port):
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("other.test", port))]
+        return [address_info("other.test", port)]
 
     outcome = await poll_with(make_prober(lookup=lookup), "http://good.test/")
     assert is_blocked(outcome)
@@ -479,7 +472,7 @@ async def test_the_names_of_our_own_are_looked_up(serve, make_prober):
     leads_to = {"database.test": ["192.0.2.1", "127.0.0.1"]}
 
     def lookup(host, port):
-        return [info_of(address, port) for address in leads_to[host]]
+        return [address_info(address, port) for address in leads_to[host]]
 
     guard = Guard(allow_private=True, own=[OwnEndpoint("database", "database.test", server.port)])
     prober = make_prober(guard=guard, lookup=lookup)

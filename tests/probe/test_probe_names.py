@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from probe_scripts import WAIT_S, answer, check, spec, until
+from probe_scripts import WAIT_S, address_info, answer, check, spec, until
 
 from worker.probe import resolver as resolver_module
 from worker.probe.errors import ProbeError
@@ -15,7 +15,7 @@ from worker.probe.resolver import Resolver, Standing
 
 
 def to(address, port):
-    return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))]
+    return [address_info(address, port)]
 
 
 class NameService:

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import socket
 import ssl
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
-from probe_scripts import Peer, answer, check, free_port, redirect, spec, until
+from probe_scripts import Peer, answer, check, free_port, lookup_of, mute_port, redirect, spec, until
 
 from cluster.http_options import OPTION_NAMES, HttpOptions
 from worker.probe import tls_contexts
@@ -58,18 +57,6 @@ def routed(routes):
             peer.send(routes[request.target])
 
     return script
-
-
-def lookup_of(*addresses):
-    def lookup(_host, port):
-        return [
-            (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0))
-            if ":" in address
-            else (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
-            for address in addresses
-        ]
-
-    return lookup
 
 
 # ---- the key under which connections are kept ---------------------------------------------------------------------
@@ -450,15 +437,8 @@ async def test_no_address_of_that_version(serve, poll, host, version):
 @pytest.fixture
 def full_port():
     """Of a listener that takes no connection any more: a connect to it hangs."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+    with mute_port() as port:
+        yield port
 
 
 async def test_a_connect_that_takes_too_long(poll, full_port):

@@ -1,11 +1,10 @@
 """Redirects: holds for every engine."""
 
 import asyncio
-import socket
 import threading
 
 import pytest
-from probe_scripts import Peer, answer, check, redirect, spec, until
+from probe_scripts import Peer, address_info, answer, check, redirect, spec, until
 
 from worker.probe.interface import probe
 
@@ -181,7 +180,7 @@ async def test_cancel_redirects_while_the_next_hop_is_looked_up(serve, make_prob
     def slow(host, port):
         asked.set()
         release.wait(10)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+        return [address_info("127.0.0.1", port)]
 
     prober = make_prober(lookup=slow)
     target = await serve(answer())

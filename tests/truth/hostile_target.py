@@ -18,6 +18,8 @@ import sys
 
 import uvloop
 
+from tests.probe.probe_scripts import mute_port
+
 PIECE_BYTES = 65_536
 BIG_BYTES = 200 << 20
 TRICKLE_S = 1.0
@@ -311,15 +313,7 @@ async def main():
     for behaviour in SOCKETS:
         servers.append(await asyncio.start_server(serving(behaviour), "127.0.0.1", 0, backlog=BACKLOG))
         sockets[behaviour.__name__] = servers[-1].sockets[0].getsockname()[1]
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(socket.socket())
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for _ in range(3):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        sockets[NOT_ACCEPTING] = full.getsockname()[1]
+    with mute_port() as sockets[NOT_ACCEPTING]:
         sys.stdout.write(json.dumps({"port": servers[0].sockets[0].getsockname()[1], "sockets": sockets}) + "\n")
         sys.stdout.flush()
         ended = asyncio.Event()

@@ -20,9 +20,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from tests.probe.probe_scripts import WAIT_S, spec
+from tests.probe.probe_scripts import WAIT_S, address_info, mute_port, spec
 from tests.truth.runs import ENGINES, EngineName
-from tests.truth.servers import Certificates, mute_port
+from tests.truth.servers import Certificates
 from worker.probe.interface import ProbeOutcome, probe
 
 TOLERANCE_MS = 5.0
@@ -163,7 +163,7 @@ class SlowLookup:
         began_at = time.monotonic()
         time.sleep(self.delay_s)
         self.spans.append((began_at, time.monotonic()))
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port)) for each in self.addresses]
+        return [address_info(each, port) for each in self.addresses]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tests.probe.probe_scripts import WAIT_S, spec
+from tests.probe.probe_scripts import WAIT_S, address_info, mute_port, spec
 from tests.truth import curl
 from tests.truth.cases import AMPLE_MS, Case
-from tests.truth.servers import Certificates, Server, TruthServer, has_ipv6, mute_port, name_server, refusing_port
+from tests.truth.servers import Certificates, Server, TruthServer, has_ipv6, name_server, refusing_port
 from worker.probe.aiohttp_engine import AiohttpProber
 from worker.probe.interface import ProbeOutcome, probe
 from worker.probe.lean_engine import LeanProber
@@ -163,12 +163,7 @@ class CaseNames:
             found = "EAI_AGAIN"
         if isinstance(found, str):
             raise socket.gaierror(getattr(socket, found), "whatever a library says")
-        return [
-            (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port, 0, 0))
-            if ":" in each
-            else (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (each, port))
-            for each in found
-        ]
+        return [address_info(each, port) for each in found]
 
 
 async def _poll(

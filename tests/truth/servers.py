@@ -237,28 +237,6 @@ def refusing_port():
         yield bound.getsockname()[1]
 
 
-@contextmanager
-def mute_port(host: str = "127.0.0.1", port: int = 0):
-    """A listening port that completes no more TCP handshakes: as if packets were dropped on the way."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((host, port))
-        listener.listen(0)
-        clients = []
-        for _ in range(3):
-            client = socket.socket(family)
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname()[:2])
-            clients.append(client)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            for client in clients:
-                client.close()
-
-
 # ---- certificates ---------------------------------------------------------------------------------------------------
 
 
