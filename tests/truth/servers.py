@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.probe.probe_scripts import Peer, RawServer, Request, Script
+from tests.probe.probe_scripts import Peer, RawServer, Request, Script, until
 
 # finish: say no more, and wait; for plain connections.  cut: the same below TLS, without its words of farewell.
 Then = Literal["wait", "close", "reset", "finish", "cut"]
@@ -63,8 +63,7 @@ async def _end(peer: Peer, then: Then) -> None:
     if then == "finish":
         peer.writer.write_eof()
     elif then == "cut":
-        await peer.writer.drain()
-        await asyncio.sleep(APART_S)  # the transport has written what it was given
+        await until(lambda: not peer.writer.transport.get_write_buffer_size())
         if (made := peer.writer.get_extra_info("socket")) is not None:  # else the client left first
             with socket.socket(fileno=os.dup(made.fileno())) as below:
                 below.shutdown(socket.SHUT_WR)
