@@ -19,6 +19,7 @@ from cluster.config import split_address
 from cluster.errors import ClusterError
 from coordinator.web.call import Backend, Call
 from coordinator.web.decoding import BODY_BYTES_MAX, decode_body, decode_path, decode_query, read_json
+from coordinator.web.page_files import PageFiles, wants_page
 from coordinator.web.problems import API_PREFIX, Handler, ProblemError, errors_as_problems, to_json
 from coordinator.web.routes import ROUTES, Route
 from coordinator.web.shapes import PATH_TYPES, NoQuery
@@ -42,6 +43,7 @@ class WebServer:
     ) -> None:
         self._address = address
         self._backend = backend
+        self._page = PageFiles()
         self._middlewares = [errors_as_problems, *middlewares]
         self._ssl_context = ssl_context
         self._runner: web.AppRunner | None = None
@@ -51,6 +53,7 @@ class WebServer:
         host, port = split_address(self._address)
         app = web.Application(middlewares=self._middlewares, client_max_size=BODY_BYTES_MAX)
         app.router.add_get("/", self._index)
+        app.router.add_get("/static/{version}/{name}", self._page.static)
         for route in ROUTES:
             if route.method == "GET":
                 app.router.add_get(route.path, self._bound(route))  # HEAD too
@@ -90,7 +93,9 @@ class WebServer:
             self._runner = None
         await self._backend.pool.close()
 
-    async def _index(self, _request: web.Request) -> web.Response:
+    async def _index(self, request: web.Request) -> web.Response:
+        if wants_page(request):
+            return await self._page.index(request)
         endpoints = {route.path: route.summary for route in ROUTES if route.method == "GET"}
         return to_json(
             {"name": "ringpoll", "version": cluster.__version__, "endpoints": {"/": "this list", **endpoints}}

@@ -30,10 +30,9 @@ function why(change) {
 }
 
 export function changeRow(change, named) {
-  const name = change.project_name ?? change.name;
   const cells = [
     statePill(change.state),
-    ...(named ? [h("a", { href: href(`/projects/${change.project_id}`), class: "name" }, name || `Project ${change.project_id}`)] : []),
+    ...(named ? [h("a", { href: href(`/projects/${change.project_id}`), class: "name" }, change.name || change.url || `Project ${change.project_id}`)] : []),
     named ? ago(change.changed_at) : time(change.changed_at),
     why(change),
   ];

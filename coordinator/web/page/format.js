@@ -12,7 +12,7 @@ const shortClock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "
 const dayAndClock = new Intl.DateTimeFormat("en-GB", { ...DAY, ...CLOCK });
 const day = new Intl.DateTimeFormat("en-GB", DAY);
 const fullDay = new Intl.DateTimeFormat("en-GB", { ...DAY, ...CLOCK, year: "numeric" });
-const NOTHING = "–";
+export const NOTHING = "–";
 
 export const PERIODS = { "1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000, "90d": 7_776_000_000 };
 export const PERIOD_WORDS = { "1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days", "90d": "last 90 days" };

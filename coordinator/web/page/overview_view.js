@@ -24,11 +24,11 @@ function totals(status) {
   const reasons = Object.entries(status.missed_by_reason ?? {}).filter(([, ticks]) => ticks > 0).map(([reason, ticks]) => `${reason} ${compact(ticks)}`);
   const writer = status.writer ?? {};
   return [
-    tile("Health", status.health, { tone: HEALTH_TONES[status.health], note: `${status.phase}, ${duration(status.uptime_s * 1_000)} up` }),
+    tile("Health", status.health.replace(/^./, (letter) => letter.toUpperCase()), { tone: HEALTH_TONES[status.health], note: `${status.phase}, ${duration(status.uptime_s * 1_000)} up` }),
     tile("Projects polled", count(status.active_projects), {
       link: href("/projects"),
       tone: status.invalid_projects > 0 ? "warn" : null,
-      note: status.invalid_projects > 0 ? `${plural(status.invalid_projects, "row")} can't be polled` : "enabled and assigned",
+      note: status.invalid_projects > 0 ? `${plural(status.invalid_projects, "row")} can't be polled` : "all that are enabled",
     }),
     tile("Polls", compact(status.total_requests), { note: judged > 0 ? `${percent(status.success_requests / judged)} succeeded` : "since the start" }),
     tile("Failed", compact(status.failed_requests), { note: status.unknown_requests > 0 ? `and ${compact(status.unknown_requests)} unknown` : "of all polls" }),

@@ -1,7 +1,7 @@
 // Pieces that several views are made of.
 
 import { freshId, h } from "./dom.js";
-import { PERIOD_WORDS } from "./format.js";
+import { NOTHING, PERIOD_WORDS } from "./format.js";
 
 const STATE_WORDS = { up: "Up", down: "Down", pending: "Pending", paused: "Paused" };
 const STATUS_WORDS = { success: "Success", failure: "Failure", unknown: "Unknown" };
@@ -102,7 +102,7 @@ export function dataRow(columns, cells, attributes = {}) {
           role: columns[index].heading ? "rowheader" : "cell",
           scope: columns[index].heading ? "row" : null,
           class: columns[index].className ?? null,
-          data: { title: columns[index].title },
+          data: { title: columns[index].title, none: cell === NOTHING ? "" : null }, // narrow screens leave it out
         },
         cell,
       ),

@@ -5,7 +5,7 @@ import { changeColumns, changeRow } from "./changes_view.js";
 import { assertionText } from "./assertion_rows.js";
 import { confirmed } from "./dialogs.js";
 import { debounced, every, h, outsideLink, say } from "./dom.js";
-import { ago, bytes, count, duration, interval, milliseconds, percent, PERIODS, PERIOD_WORDS, time } from "./format.js";
+import { ago, bytes, count, duration, interval, milliseconds, NOTHING, percent, PERIODS, PERIOD_WORDS, time } from "./format.js";
 import { percentileChart, phaseChart, PHASES } from "./latency_chart.js";
 import { listen } from "./live.js";
 import { card, choiceGroup, dataRow, dataTable, emptyBox, pagedRows, periodGroup, problemBox, setChoice, statePill, tile, waitingBox } from "./parts.js";
@@ -45,7 +45,7 @@ function resultRow(result) {
   return dataRow(RESULT_COLUMNS, [
     time(result.polled_at),
     statePill(result.status),
-    result.status_code ?? "–",
+    result.status_code ?? NOTHING,
     milliseconds(result.response_time_ms),
     ...PHASES.map(([field]) => milliseconds(result[field])),
     bytes(result.size_bytes),

@@ -9,6 +9,7 @@ const BAR_STEP = 5;
 const BAR_HEIGHT = 22;
 const LINE_WIDTH = 120;
 const LINE_HEIGHT = 26;
+const RATES_SHOWN = 120;
 
 function picture(className, width, height, label, title, ...content) {
   return s(
@@ -78,11 +79,12 @@ export function latencyLine({ bars }, period) {
   return picture("spark", LINE_WIDTH, LINE_HEIGHT, label, null, line(values, LINE_WIDTH, LINE_HEIGHT, high * 1.1 || 1));
 }
 
-/** Polls per second over the last two minutes; `rates` of live.js. */
-export function rateLine(rates, width = 240, height = 44) {
+/** Polls per second over the last two minutes, the newest on the right; `rates` of live.js. */
+export function rateLine(rates, width = 480, height = 44) {
   const values = rates.map((each) => each.polls);
   const top = Math.max(1, ...values) * 1.15;
   const failed = rates.map((each) => each.failures);
+  const before = new Array(Math.max(0, RATES_SHOWN - rates.length)).fill(null);
   const label = values.length === 0 ? "No figures yet" : `Polls per second over the last ${plural(values.length, "second")}: now ${values.at(-1).toFixed(1)}, at most ${Math.max(...values).toFixed(1)}`;
   return picture(
     "rate",
@@ -90,7 +92,7 @@ export function rateLine(rates, width = 240, height = 44) {
     height,
     label,
     null,
-    line(values, width, height, top),
-    s("g", { class: "rate-failures" }, failed.some((value) => value > 0) ? line(failed, width, height, top) : null),
+    line([...before, ...values], width, height, top),
+    s("g", { class: "rate-failures" }, failed.some((value) => value > 0) ? line([...before, ...failed], width, height, top) : null),
   );
 }
