@@ -16,6 +16,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol, assert_never
 
 import zmq
+from prometheus_client import CollectorRegistry
 
 from cluster import database
 from cluster.channel import Channel
@@ -50,14 +51,17 @@ from coordinator.events import (
     View,
     WriteLog,
 )
-from coordinator.http import StatusServer
 from coordinator.journal import ProjectJournal
 from coordinator.project_requests import ProjectRequests
 from coordinator.project_rows import Applied, ClusterMemory
 from coordinator.projects import ProjectSource
-from coordinator.status import ShellCounts, document
+from coordinator.requests import RequestDesk
+from coordinator.status import ClusterCollector, ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
+from coordinator.web.call import Backend
+from coordinator.web.pool import ApiPool
+from coordinator.web.server import WebServer
 
 SECOND_S = 1.0
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -120,15 +124,28 @@ class CoordinatorService:
         self._source = ProjectSource(
             settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s
         )
-        self._desk = AdminDesk(
+        self._requests = RequestDesk(
             ProjectRequests(self._source),
             self._submit,
             self.view,
-            lambda: document(self.view(), self.counts()),
             settings.database_url,
             supervised=settings.supervised,
         )
-        self.server = StatusServer(settings.http, self.view, self.counts, started=lambda: self._core is not None)
+        self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
+        registry = CollectorRegistry()
+        registry.register(ClusterCollector(self.view, self.counts))
+        self.server = WebServer(
+            settings.http,
+            Backend(
+                view=self.view,
+                counts=self.counts,
+                started=lambda: self._core is not None,
+                desk=self._requests,
+                pool=ApiPool(settings.database_url),
+                registry=registry,
+                closing=asyncio.Event(),
+            ),
+        )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -180,7 +197,7 @@ class CoordinatorService:
         )
         self._driver = Driver(self._core, self._clock, self._perform)
         self._driver.wake()
-        self._desk.open()
+        self._requests.open()
         self._begin(self._source.run())
         self._begin(self._each_second())
 
@@ -200,6 +217,7 @@ class CoordinatorService:
             self._admin.close()
             remove_ipc_path(self._settings.admin)
         await self._desk.close()
+        await self._requests.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -284,7 +302,7 @@ class CoordinatorService:
                         )
                     self._collecting.removed += removed
             case ConfirmChange(token):
-                self._desk.confirm(token)
+                self._requests.confirm(token)
             case WriteLog(level, text):
                 logger.log(_LEVELS[level], "%s", text)
             case _:

@@ -162,7 +162,7 @@ def test_cores_do_not_ask_for_the_time(name):
 
 # Everything else of a role touches the world.
 SHELLS = {
-    "coordinator": {"admin", "http", "journal", "project_requests", "project_rows", "projects", "service", "status",
+    "coordinator": {"admin", "journal", "project_requests", "project_rows", "projects", "requests", "service", "status",
                     "store", "throttle", "web"},
     "writer": {"ledger", "partitions", "records", "service", "sightings", "state_tables", "store", "taken"},
     "worker": {"own_endpoints", "probe", "recorder", "retries", "service"},
