@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from cluster.access.scopes import Scope, covers
 from coordinator.events import View
 from coordinator.project_requests import Requester
 from coordinator.requests import RequestDesk
@@ -50,6 +51,12 @@ class Call(msgspec.Struct, frozen=True):
     @property
     def requester(self) -> Requester:
         return Requester(self.request.get("actor", "local"), self.request.remote)
+
+
+    def expect_scope(self, scope: Scope, what: str) -> None:
+        """Of what asks for more than its route does; whose scope is which is for the middleware of access to say."""
+        if not covers(self.request.get("scope", "admin"), scope):
+            raise ProblemError("forbidden", f"the scope {scope} is needed {what}")
 
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
