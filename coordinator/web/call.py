@@ -52,7 +52,6 @@ class Call(msgspec.Struct, frozen=True):
     def requester(self) -> Requester:
         return Requester(self.request.get("actor", "local"), self.request.remote)
 
-
     def expect_scope(self, scope: Scope, what: str) -> None:
         """Of what asks for more than its route does; whose scope is which is for the middleware of access to say."""
         if not covers(self.request.get("scope", "admin"), scope):
