@@ -10,22 +10,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from cluster import history
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.masking import MASK, has_mask
-from cluster.project import FIELD_NAMES, ProjectFields, field_of, project_from_map
-from coordinator.project_requests import unknown_projects
+from cluster.project import FIELD_NAMES, ProjectFields, project_from_map
 from coordinator.project_rows import INVALID_KEPT_MAX
 from coordinator.web import project_queries as queries
 from coordinator.web.call import Call
-from coordinator.web.decoding import decode_body
+from coordinator.web.decoding import NAME_SHOWN_CHARS, decode_body
 from coordinator.web.history_maps import period_s, summary_map
 from coordinator.web.paging import bad_cursor, etag_of, expect_match, read_cursor, write_cursor
 from coordinator.web.problems import FieldError, ProblemError, invalid_fields, problem_of, to_json
-from coordinator.web.shapes import BULK_CREATE_MAX, BulkCreate, BulkSwitch
+from coordinator.web.shapes import BulkCreate, BulkSwitch
 
 ANSWER_S = 10.0
 ERRORS_MAX = 20  # of a bulk request
@@ -123,17 +121,17 @@ async def change_projects(call: Call) -> web.StreamResponse:
     return to_json({"action": body.action, "ids": ids})
 
 
-# ---- fields -----------------------------------------------------------------------------------------------------------
+# ---- fields ---------------------------------------------------------------------------------------------------------
 
 
 def _expect_fields(content: Any) -> dict[str, Any]:
     """A map of fields that there are."""
     if not isinstance(content, dict):
         raise ProblemError("invalid_request", "the body must be a JSON object of the fields of a project")
-    unknown = [name for name in content if name not in FIELD_NAMES]
+    unknown = [name for name in content if name not in FIELD_NAMES][:ERRORS_MAX]
     if unknown:
-        known = ", ".join(FIELD_NAMES)
-        raise invalid_fields([FieldError(ascii(name)[1:61], f"is not known; known are {known}") for name in unknown[:ERRORS_MAX]])
+        text = f"is not known; known are {', '.join(FIELD_NAMES)}"
+        raise invalid_fields([FieldError(ascii(name)[1:-1][:NAME_SHOWN_CHARS], text) for name in unknown])
     return content
 
 
@@ -167,9 +165,9 @@ def _projects_of(contents: list[dict[str, Any]]) -> list[ProjectFields]:
         try:
             projects.append(_project_of(content))
         except ProblemError as problem:
-            errors += [
-                FieldError(f"projects[{number}].{each.field}", each.message) for each in problem.errors
-            ] or [FieldError(f"projects[{number}]", str(problem))]
+            errors += [FieldError(f"projects[{number}].{each.field}", each.message) for each in problem.errors] or [
+                FieldError(f"projects[{number}]", str(problem))
+            ]
         if len(errors) >= ERRORS_MAX:
             break
     if errors:
@@ -195,7 +193,7 @@ def _patched(before: dict[str, Any], patch: dict[str, Any]) -> ProjectFields:
     return _validated(written)
 
 
-# ---- asking and showing -----------------------------------------------------------------------------------------------
+# ---- asking and showing ---------------------------------------------------------------------------------------------
 
 
 def _guard(call: Call) -> Callable[[Any], None]:
