@@ -20,7 +20,8 @@ import cluster
 from cluster.config import split_address
 from cluster.errors import ClusterError
 from coordinator.events import View
-from coordinator.status import ClusterCollector, ShellCounts, document, not_ready
+from coordinator.metrics import ClusterCollector
+from coordinator.status import ShellCounts, document, not_ready
 
 BODY_BYTES_MAX = 64 << 10
 LINE_BYTES_MAX = 8_190

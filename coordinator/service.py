@@ -371,6 +371,7 @@ class CoordinatorService:
             admin_requests=self._desk.requests_ok,
             loop_lag_ms=self._lag_ms,
             loop_lag_counts=list(self._lag.total.counts),
+            wal_limit_bytes=self._settings.wal_limit_bytes,
         )
 
 

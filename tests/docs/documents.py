@@ -5,7 +5,8 @@ import re
 from cluster.messages.control import WorkerStats, WriterHeartbeat
 from cluster.ticks import PARTITIONS
 from coordinator.events import Totals, View, WorkerView
-from coordinator.status import ClusterCollector, ShellCounts
+from coordinator.metrics import ClusterCollector
+from coordinator.status import ShellCounts
 
 
 def blocks(document, language):
