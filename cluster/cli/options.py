@@ -37,6 +37,7 @@ _METAVARS = {
     "choice": "WORD",
     "path": "DIR",
     "database_url": "URL",
+    "http_url": "URL",
     "address": "HOST:PORT",
     "endpoint": "ENDPOINT",
 }
