@@ -167,6 +167,9 @@ def _coordinator_metrics(counts: ShellCounts) -> Iterator[Metric]:
         "Longest stall of the coordinator's loop in the last second.",
         counts.loop_lag_ms / 1000,
     )
+    yield CounterMetricFamily(
+        "ringpoll_coordinator_spans_dropped", "Spans of its traces that are lost.", value=counts.spans_dropped
+    )
     delay = HistogramMetricFamily(
         "ringpoll_coordinator_timer_delay_seconds",
         "How late the coordinator's loop ran a timer, sampled every 50 ms; the sum is not kept.",
@@ -211,6 +214,7 @@ _WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
 
 _WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
     ("ringpoll_worker_polls", "Polls finished by this process of the worker.", lambda w: w.stats.executed),
+    ("ringpoll_worker_spans_dropped", "Spans of its traces that are lost.", lambda w: w.stats.spans_dropped),
     ("ringpoll_worker_wal_damaged", "Ranges of the WAL that could not be read.", lambda w: w.stats.wal_damaged),
     ("ringpoll_worker_wal_dropped_results", "Results given up: the WAL was full.", lambda w: w.stats.wal_dropped),
     ("ringpoll_worker_wal_sync_failures", "Failed fsyncs of the WAL.", lambda w: w.stats.wal_sync_failures),
@@ -270,6 +274,9 @@ def _writer_metrics(view: View) -> Iterator[Metric]:
     yield CounterMetricFamily("ringpoll_writer_rows", "Rows committed since `cluster up`.", value=writer.rows_written)
     yield CounterMetricFamily("ringpoll_writer_duplicates", "Rows that were there already.", value=writer.duplicates)
     yield CounterMetricFamily("ringpoll_writer_rejects", "Records the database refused.", value=writer.rejects)
+    yield CounterMetricFamily(
+        "ringpoll_writer_spans_dropped", "Spans of its traces that are lost.", value=writer.spans_dropped
+    )
     yield _gauge("ringpoll_writer_streams", "Streams of results that are open.", writer.streams)
     yield _gauge("ringpoll_writer_pending_rows", "Received and not committed.", writer.pending_rows)
     yield _gauge("ringpoll_writer_lag_seconds", "Age of the oldest result not committed.", writer.lag_ms / 1000)

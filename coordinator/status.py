@@ -34,6 +34,7 @@ class ShellCounts(msgspec.Struct, frozen=True):
     admin_requests: int = 0
     loop_lag_ms: float = 0.0  # the worst of the last second
     loop_lag_counts: list[int] = []
+    spans_dropped: int = 0  # of the coordinator's traces
     wal_limit_bytes: int = 0  # of one worker, as configured
 
 
@@ -85,6 +86,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
         "coordinator": {
             "loop_lag_ms": round(counts.loop_lag_ms, 3),
             "loop_lag_counts": counts.loop_lag_counts,
+            "spans_dropped": counts.spans_dropped,
         },
         "workers_wanted": view.workers_wanted,
         "workers": [_worker(worker) for worker in view.workers],
@@ -99,6 +101,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
             "streams": writer.streams if writer else 0,
             "pending_rows": writer.pending_rows if writer else 0,
             "rss_bytes": writer.rss_bytes if writer else 0,
+            "spans_dropped": writer.spans_dropped if writer else 0,
         },
         "database": {"state": "up" if view.database_up else "down"},
         "refused": dict(sorted(counts.refused.items())),
@@ -134,6 +137,7 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
         "wal_dropped": stats.wal_dropped,
         "wal_sync_failures": stats.wal_sync_failures,
         "rss_bytes": stats.rss_bytes,
+        "spans_dropped": stats.spans_dropped,
     }
 
 

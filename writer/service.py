@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import os
+import time
 import uuid
 from typing import assert_never
 
@@ -26,6 +27,7 @@ from cluster.errors import ClusterError, ExitCode
 from cluster.messages import UNDECODABLE, control, results
 from cluster.runtime import RoleContext
 from cluster.sockets import bind_router, connect_dealer, make_ipc_private, remove_ipc_path
+from cluster.tracing import open_tracing
 from writer.core import WriterCore
 from writer.events import (
     CommitFlush,
@@ -42,6 +44,7 @@ from writer.events import (
     StopRequested,
     WriteLog,
 )
+from writer.flush_tracing import trace_flush
 from writer.partitions import Maintenance
 from writer.store import Store, StoreError
 
@@ -73,6 +76,7 @@ class WriterService:
         self._store = Store(settings.database_url, retention_days=settings.retention_days, wall_ms=self._clock.now_ms)
         self._incarnation = settings.incarnation or uuid.uuid4().hex
         self._process = psutil.Process()
+        self._tracing = open_tracing(settings, "writer")
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._results: Channel | None = None
         self._control: Channel | None = None
@@ -142,6 +146,8 @@ class WriterService:
         storing.cancel()
         await asyncio.wait({storing})
         await self._store.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _on_store_ended(self, storing: asyncio.Task[None]) -> None:
         if not storing.cancelled() and (error := storing.exception()) is not None:
@@ -175,7 +181,10 @@ class WriterService:
     async def _use_database(self) -> None:
         while True:
             if self._operation is not None:
+                began_ns = 0 if self._tracing is None else time.time_ns()
                 event = await self._operate(self._operation)
+                if self._tracing is not None:
+                    trace_flush(self._tracing, self._operation, event, began_ns)
                 self._operation = None
                 self._driver.submit(event)
             elif self._ended:
@@ -277,6 +286,7 @@ class WriterService:
             streams=view.streams,
             pending_rows=view.pending_rows,
             rss_bytes=int(self._process.memory_info().rss),
+            spans_dropped=0 if self._tracing is None else self._tracing.dropped,
         )
         if self._control is not None:
             self._control.send(control.encode(beat))  # False: the coordinator is away; it will hear the next one

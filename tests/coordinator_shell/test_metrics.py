@@ -97,6 +97,7 @@ CLUSTER_LEAVES = {
     "partitions": "ringpoll_partitions",
     "partitions_assigned": "ringpoll_partitions_assigned",
     "workers_wanted": "ringpoll_workers_wanted",
+    "coordinator.spans_dropped": "ringpoll_coordinator_spans_dropped_total",
     "coordinator.loop_lag_ms": "ringpoll_coordinator_loop_lag_seconds",
 }
 STATUS_LEAVES = {"success_requests": "success", "failed_requests": "failure", "unknown_requests": "unknown"}
@@ -123,6 +124,7 @@ WORKER_LEAVES = {
     "wal_damaged": "ringpoll_worker_wal_damaged_total",
     "wal_dropped": "ringpoll_worker_wal_dropped_results_total",
     "wal_sync_failures": "ringpoll_worker_wal_sync_failures_total",
+    "spans_dropped": "ringpoll_worker_spans_dropped_total",
     "rss_bytes": "ringpoll_worker_resident_memory_bytes",
 }
 WRITER_LEAVES = {
@@ -132,6 +134,7 @@ WRITER_LEAVES = {
     "rejects": "ringpoll_writer_rejects_total",
     "streams": "ringpoll_writer_streams",
     "pending_rows": "ringpoll_writer_pending_rows",
+    "spans_dropped": "ringpoll_writer_spans_dropped_total",
     "rss_bytes": "ringpoll_writer_resident_memory_bytes",
 }
 
@@ -218,6 +221,7 @@ def different_everywhere():
         invalid_projects={7: "no URL", 8: "no URL"},
         loop_lag_ms=next(number) / 8,
         loop_lag_counts=lag_counts(),
+        spans_dropped=next(number),
     )
     return seen, counts
 

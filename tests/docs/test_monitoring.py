@@ -165,11 +165,11 @@ def labelled(**labels):
 
 
 def gauge(name, value, /, **labels):
-    return {f"{name}{labelled(**labels)}": f"{value}x240"}
+    return {f"{name}{labelled(**labels)}": f"{value}x100"}
 
 
 def counter(name, per_minute, /, **labels):
-    return {f"{name}{labelled(**labels)}": f"0+{per_minute}x240"}
+    return {f"{name}{labelled(**labels)}": f"0+{per_minute}x100"}
 
 
 def histogram(name, bound_s, /, **labels):
@@ -182,7 +182,7 @@ def histogram(name, bound_s, /, **labels):
     )
 
 
-NOW_S = 3 * 3600  # when the rules are evaluated; series begin at 0
+NOW_S = 5_400  # when the rules are evaluated; series begin at 0
 
 # alert: series that fire it, labels it then has beside job, instance and its severity; series that do not.
 CASES = {
@@ -205,9 +205,9 @@ CASES = {
         gauge("ringpoll_workers_wanted", 4) | gauge("ringpoll_workers", 4, state="running"),
     ),
     "RingpollWorkerFlapping": (
-        {f"ringpoll_worker_polls_total{OF_WORKER}": "100 200 1 " * 80},
+        {f"ringpoll_worker_polls_total{OF_WORKER}": "100 200 1 " * 40},
         {"worker": "worker-1"},
-        {f"ringpoll_worker_polls_total{OF_WORKER}": "0+60x120 0+60x120"},  # restarted once
+        {f"ringpoll_worker_polls_total{OF_WORKER}": "0+60x50 0+60x50"},  # restarted once
     ),
     "RingpollPollsLate": (
         histogram("ringpoll_poll_lateness_seconds", 5.0),
@@ -267,7 +267,7 @@ CASES = {
     "RingpollResultsBehind": (
         gauge("ringpoll_accounted_to_timestamp_seconds", 60),
         {},
-        {f"ringpoll_accounted_to_timestamp_seconds{ONE}": "0+60x240"},
+        {f"ringpoll_accounted_to_timestamp_seconds{ONE}": "0+60x100"},
     ),
     "RingpollRejects": (
         counter("ringpoll_writer_rejects_total", 1),
