@@ -24,6 +24,13 @@ _CATCH_UP = """
     SELECT setval(pg_get_serial_sequence('projects', 'id'), greatest(max(id), 1)) FROM projects"""
 
 
+class Requester(msgspec.Struct, frozen=True):
+    """Who asks, for the audit log.  ``address``: of the client, if it has one."""
+
+    actor: str
+    address: str | None = None
+
+
 class ProjectRequests:
     def __init__(self, source: ProjectSource) -> None:
         self._source = source

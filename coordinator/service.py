@@ -16,6 +16,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol, assert_never
 
 import zmq
+from prometheus_client import CollectorRegistry
 
 from cluster import database
 from cluster.channel import Channel
@@ -28,6 +29,7 @@ from cluster.runtime import RoleContext
 from cluster.settings import Settings
 from cluster.sockets import bind_router, make_ipc_private, remove_ipc_path
 from cluster.ticks import PARTITIONS
+from cluster.tracing import open_tracing
 from coordinator.admin import AdminDesk
 from coordinator.events import (
     ConfirmChange,
@@ -50,14 +52,21 @@ from coordinator.events import (
     View,
     WriteLog,
 )
-from coordinator.http import StatusServer
 from coordinator.journal import ProjectJournal
+from coordinator.metrics import ClusterCollector
+from coordinator.project_metrics import ProjectMetrics
 from coordinator.project_requests import ProjectRequests
 from coordinator.project_rows import Applied, ClusterMemory
 from coordinator.projects import ProjectSource
+from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
+from coordinator.web.call import Backend
+from coordinator.web.pool import ApiPool
+from coordinator.web.request_metrics import RequestMetrics
+from coordinator.web.request_tracing import RequestTracing
+from coordinator.web.server import WebServer
 
 SECOND_S = 1.0
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -117,18 +126,39 @@ class CoordinatorService:
         directory = settings.data_dir / "coordinator"
         self._state = StateFile(directory)
         self._journal = ProjectJournal(directory)
+        self._tracing = open_tracing(settings, "coordinator")
         self._source = ProjectSource(
-            settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s
+            settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s, self._tracing
         )
-        self._desk = AdminDesk(
+        self._requests = RequestDesk(
             ProjectRequests(self._source),
             self._submit,
             self.view,
-            lambda: document(self.view(), self.counts()),
             settings.database_url,
             supervised=settings.supervised,
         )
-        self.server = StatusServer(settings.http, self.view, self.counts, started=lambda: self._core is not None)
+        self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
+        registry = CollectorRegistry()
+        requests = RequestMetrics()
+        self._project_metrics = (
+            ProjectMetrics(settings.database_url, settings.project_metrics) if settings.project_metrics else None
+        )
+        for collector in (ClusterCollector(self.view, self.counts), requests, self._project_metrics):
+            if collector is not None:
+                registry.register(collector)
+        self.server = WebServer(
+            settings.http,
+            Backend(
+                view=self.view,
+                counts=self.counts,
+                started=lambda: self._core is not None,
+                desk=self._requests,
+                pool=ApiPool(settings.database_url),
+                registry=registry,
+                closing=asyncio.Event(),
+            ),
+            observers=[requests.measure, *([RequestTracing(self._tracing).trace] if self._tracing is not None else [])],
+        )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -180,8 +210,10 @@ class CoordinatorService:
         )
         self._driver = Driver(self._core, self._clock, self._perform)
         self._driver.wake()
-        self._desk.open()
+        self._requests.open()
         self._begin(self._source.run())
+        if self._project_metrics is not None:
+            self._begin(self._project_metrics.run())
         self._begin(self._each_second())
 
     async def _until_stopped(self, work: Coroutine[Any, Any, ClusterMemory | None]) -> ClusterMemory | None:
@@ -200,6 +232,7 @@ class CoordinatorService:
             self._admin.close()
             remove_ipc_path(self._settings.admin)
         await self._desk.close()
+        await self._requests.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -223,6 +256,8 @@ class CoordinatorService:
                 channel.close()
                 remove_ipc_path(endpoint)
         await self._journal.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         self._zmq.destroy(linger=0)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -284,7 +319,7 @@ class CoordinatorService:
                         )
                     self._collecting.removed += removed
             case ConfirmChange(token):
-                self._desk.confirm(token)
+                self._requests.confirm(token)
             case WriteLog(level, text):
                 logger.log(_LEVELS[level], "%s", text)
             case _:
@@ -371,6 +406,7 @@ class CoordinatorService:
             admin_requests=self._desk.requests_ok,
             loop_lag_ms=self._lag_ms,
             loop_lag_counts=list(self._lag.total.counts),
+            spans_dropped=0 if self._tracing is None else self._tracing.dropped,
             wal_limit_bytes=self._settings.wal_limit_bytes,
         )
 

@@ -93,7 +93,7 @@ def test_the_document_has_what_is_promised():
     assert {name: made[name] for name in expected} == expected
     promised = {"name", "pid", "state", "projects", "slice", "active_http", "queue_depth", "executed", "lateness_ms"}
     assert promised | {"loop_lag_ms", "loop_lag_counts", "wal_bytes"} <= set(made["workers"][0])
-    assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1]}
+    assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1], "spans_dropped": 0}
     assert [each["local_causes"] for each in made["workers"]] == [{"network": 2, "stall": 1}, {}]
     assert made["workers"][0]["lateness_ms"] == {"p50": 0.0, "p99": 4.5, "max": 0.0}
     writer = {"state": "running", "rows_written": 290, "rows_per_s": 12.3, "lag_ms": 5.0, "duplicates": 1, "rejects": 0}
