@@ -61,9 +61,9 @@ class PollTracing:
 
 
 def _phases(started_us: int, outcome: ProbeOutcome) -> Iterator[tuple[str, int, SpanAttributes]]:
-    at_us = float(started_us)
+    so_far_ms = 0.0
     for name in PHASES:
         took_ms: float | None = getattr(outcome, name)
         if took_ms is not None:
-            at_us += took_ms * 1_000
-            yield name.removesuffix("_ms"), int(at_us * 1_000), {"duration_ms": took_ms}
+            so_far_ms += took_ms
+            yield name.removesuffix("_ms"), started_us * 1_000 + int(so_far_ms * 1e6), {"duration_ms": took_ms}
