@@ -31,7 +31,7 @@ CONFIG_VARIABLE = "CLUSTER_CONFIG"
 PREFIX = "CLUSTER_"
 
 OptionKind = Literal[
-    "integer", "duration", "size", "choice", "path", "file", "database_url", "address", "endpoint", "switch"
+    "integer", "duration", "size", "choice", "path", "file", "database_url", "http_url", "address", "endpoint", "switch"
 ]
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
@@ -84,6 +84,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
                 return "a file"
             case "database_url":
                 return "a URL such as postgresql://user:password@host:5432/database"
+            case "http_url":
+                return "a URL such as http://127.0.0.1:4318"
             case "address":
                 return "HOST:PORT with a port from 1 to 65535, such as 127.0.0.1:8700 or [::1]:8700"
             case "endpoint":
@@ -233,6 +235,28 @@ OPTIONS: tuple[Option, ...] = (
         kind="choice",
         choices=("stop", "drop_oldest"),
         help="What happens when the WAL may not grow: polling stops, or its oldest results are given up.",
+    ),
+    Option(
+        name="project_metrics",
+        field="project_metrics",
+        kind="integer",
+        low=0,
+        high=10_000,
+        help="Projects that have series of their own in /metrics, the first by id; 0 for none.",
+    ),
+    Option(
+        name="traces",
+        field="traces_url",
+        kind="http_url",
+        help="OTLP/HTTP endpoint that traces are sent to; needs the extra ringpoll[otel]. Default: no traces.",
+    ),
+    Option(
+        name="trace_every",
+        field="trace_every",
+        kind="integer",
+        low=0,
+        high=1_000_000,
+        help="One poll of so many is traced, 0 for none.",
     ),
     Option(
         name="log_level",
@@ -423,7 +447,7 @@ def _parse(option: Option, raw: object, source: str) -> object:
 
 def _unless_secret(option: Option, raw: object) -> str:
     """', not VALUE', but for what may hold a password."""
-    return "" if option.kind == "database_url" else f", not {str(raw)[:200]!r}"
+    return "" if option.kind in {"database_url", "http_url"} else f", not {str(raw)[:200]!r}"
 
 
 def _value(option: Option, raw: object) -> object:
@@ -447,6 +471,8 @@ def _value(option: Option, raw: object) -> object:
             return _path(text) if isinstance(raw, str | Path) else None
         case "database_url":
             return text if _is_database_url(text) else None
+        case "http_url":
+            return text if _is_http_url(text) else None
         case "address":
             return text if _is_address(text) else None
         case "endpoint":
@@ -470,6 +496,15 @@ def _is_database_url(text: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in {"postgresql", "postgres"} and text.isprintable() and " " not in text
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it isn't a number
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and text.isprintable() and " " not in text
 
 
 def _is_address(text: str) -> bool:

@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     wal_limit_bytes: int = 4 << 30  # of one worker
     wal_free_floor_bytes: int = 256 << 20  # of the disk
     wal_full: str = "stop"  # stop | drop_oldest
+    project_metrics: int = 0  # projects with series of their own in /metrics; 0: none
+    traces_url: str | None = None  # OTLP/HTTP endpoint; None: no traces
+    trace_every: int = 1_000  # one poll of so many is traced; 0: none
     log_level: str = "info"  # debug | info | warning | error
     log_format: str = "auto"  # auto | human | json
     control_endpoint: str = ""  # default ipc://DATA_DIR/run/control.sock

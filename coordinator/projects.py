@@ -28,6 +28,7 @@ from cluster.database import Connection, Failure, classify, connect, describe
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.messages.admin import ProjectId
 from cluster.messages.control import EndedSpan, RemovedProject
+from cluster.tracing import Tracing
 from coordinator.events import ProjectRecord
 from coordinator.journal import ProjectJournal
 from coordinator.project_rows import (
@@ -111,12 +112,14 @@ class ProjectSource:
         journal: ProjectJournal,
         now_ms: Callable[[], int],
         reload_interval_s: float,
+        tracing: Tracing | None = None,
     ) -> None:
         self._url = url
         self._sink = sink
         self._journal = journal
         self.now_ms = now_ms
         self._reload_interval_s = reload_interval_s
+        self._tracing = tracing
         self.loaded = False
         self._connection: Connection | None = None
         self._first: Connection | None = None  # made by ``remember`` and not used yet
@@ -413,6 +416,19 @@ class ProjectSource:
                 waiter.set_result(applied)
 
     async def _read_all(self, *, initial: bool, paced: bool) -> Applied:
+        if self._tracing is None:
+            return await self._read_everything(initial=initial, paced=paced)
+        name, began_ns = "projects.reload" if self.loaded else "projects.load", time.time_ns()
+        try:
+            applied = await self._read_everything(initial=initial, paced=paced)
+        except (ClusterError, *DATABASE_AWAY) as error:
+            self._tracing.record(name, began_ns, time.time_ns(), {}, error=_why(error))
+            raise
+        counts = {f"ringpoll.projects.{each}": len(getattr(applied, each)) for each in ("added", "changed", "removed")}
+        self._tracing.record(name, began_ns, time.time_ns(), counts)
+        return applied
+
+    async def _read_everything(self, *, initial: bool, paced: bool) -> Applied:
         connection = self._usable()
         async with self._turn():
             total = await connection.fetchval("SELECT count(*) FROM projects WHERE enabled", timeout=QUERY_TIMEOUT_S)

@@ -31,6 +31,7 @@ from cluster.runtime import RoleContext
 from cluster.settings import Settings
 from cluster.sockets import bind_router, make_ipc_private, remove_ipc_path
 from cluster.ticks import PARTITIONS
+from cluster.tracing import open_tracing
 from coordinator.admin import AdminDesk
 from coordinator.events import (
     ConfirmChange,
@@ -54,16 +55,20 @@ from coordinator.events import (
     WriteLog,
 )
 from coordinator.journal import ProjectJournal
+from coordinator.metrics import ClusterCollector
+from coordinator.project_metrics import ProjectMetrics
 from coordinator.project_requests import ProjectRequests
 from coordinator.project_rows import Applied, ClusterMemory
 from coordinator.projects import ProjectSource
 from coordinator.requests import RequestDesk
-from coordinator.status import ClusterCollector, ShellCounts, document
+from coordinator.status import ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
 from coordinator.web.access import Access
 from coordinator.web.call import Backend
 from coordinator.web.pool import ApiPool
+from coordinator.web.request_metrics import RequestMetrics
+from coordinator.web.request_tracing import RequestTracing
 from coordinator.web.server import WebServer
 
 SECOND_S = 1.0
@@ -124,8 +129,9 @@ class CoordinatorService:
         directory = settings.data_dir / "coordinator"
         self._state = StateFile(directory)
         self._journal = ProjectJournal(directory)
+        self._tracing = open_tracing(settings, "coordinator")
         self._source = ProjectSource(
-            settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s
+            settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s, self._tracing
         )
         self._requests = RequestDesk(
             ProjectRequests(self._source),
@@ -136,8 +142,14 @@ class CoordinatorService:
         )
         self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
         registry = CollectorRegistry()
-        registry.register(ClusterCollector(self.view, self.counts))
         self._access = Access(settings, Credentials(settings.database_url))
+        requests = RequestMetrics()
+        self._project_metrics = (
+            ProjectMetrics(settings.database_url, settings.project_metrics) if settings.project_metrics else None
+        )
+        for collector in (ClusterCollector(self.view, self.counts), requests, self._project_metrics):
+            if collector is not None:
+                registry.register(collector)
         self.server = WebServer(
             settings.http,
             Backend(
@@ -151,6 +163,7 @@ class CoordinatorService:
                 access=self._access,
             ),
             certificate=server_certificate(settings),
+            observers=[requests.measure, *([RequestTracing(self._tracing).trace] if self._tracing is not None else [])],
         )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
@@ -206,6 +219,8 @@ class CoordinatorService:
         self._driver.wake()
         self._requests.open()
         self._begin(self._source.run())
+        if self._project_metrics is not None:
+            self._begin(self._project_metrics.run())
         self._begin(self._each_second())
 
     async def _expect_somebody(self) -> None:
@@ -269,6 +284,8 @@ class CoordinatorService:
                 channel.close()
                 remove_ipc_path(endpoint)
         await self._journal.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         self._zmq.destroy(linger=0)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -418,6 +435,8 @@ class CoordinatorService:
             admin_requests=self._desk.requests_ok,
             loop_lag_ms=self._lag_ms,
             loop_lag_counts=list(self._lag.total.counts),
+            spans_dropped=0 if self._tracing is None else self._tracing.dropped,
+            wal_limit_bytes=self._settings.wal_limit_bytes,
         )
 
 

@@ -1,18 +1,16 @@
-"""What people and programs are shown of a cluster: the status document, whether it is ready, and metrics.
+"""What people and programs are shown of a cluster: the status document, and whether it is ready.
 
 Everything is made of the core's ``View`` and a few counters of the shell, at the moment it is asked for.  The document
-is the same for ``GET /status``, the admin request ``status`` and ``cluster status --json``.
+is the same for ``GET /status``, the admin request ``status`` and ``cluster status --json``; metrics.py tells Prometheus
+the same.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 import cluster
-from cluster.histogram import BOUNDS_MS, BUCKETS, percentile
+from cluster.histogram import BOUNDS_MS, percentile
 from cluster.ticks import PARTITIONS
 from coordinator.events import View, WorkerView
 
@@ -36,6 +34,8 @@ class ShellCounts(msgspec.Struct, frozen=True):
     admin_requests: int = 0
     loop_lag_ms: float = 0.0  # the worst of the last second
     loop_lag_counts: list[int] = []
+    spans_dropped: int = 0  # of the coordinator's traces
+    wal_limit_bytes: int = 0  # of one worker, as configured
 
 
 def health(active_http: int, max_concurrent_http: int, queue_depth: int) -> Health:
@@ -86,6 +86,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
         "coordinator": {
             "loop_lag_ms": round(counts.loop_lag_ms, 3),
             "loop_lag_counts": counts.loop_lag_counts,
+            "spans_dropped": counts.spans_dropped,
         },
         "workers_wanted": view.workers_wanted,
         "workers": [_worker(worker) for worker in view.workers],
@@ -101,6 +102,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
             "pending_rows": writer.pending_rows if writer else 0,
             "rss_bytes": writer.rss_bytes if writer else 0,
             "rollup_lag_ms": round(writer.rollup_lag_ms) if writer else 0,
+            "spans_dropped": writer.spans_dropped if writer else 0,
         },
         "database": {"state": "up" if view.database_up else "down"},
         "refused": dict(sorted(counts.refused.items())),
@@ -136,6 +138,7 @@ def _worker(worker: WorkerView) -> dict[str, Any]:
         "wal_dropped": stats.wal_dropped,
         "wal_sync_failures": stats.wal_sync_failures,
         "rss_bytes": stats.rss_bytes,
+        "spans_dropped": stats.spans_dropped,
     }
 
 
@@ -166,163 +169,3 @@ def not_ready(view: View) -> list[str]:
     if view.partitions_assigned < PARTITIONS:
         reasons.append(f"{view.partitions_assigned} of {PARTITIONS} partitions have an owner")
     return reasons
-
-
-class ClusterCollector(Collector):
-    """Metrics for Prometheus, collected when they are scraped.  Names and units are documented by their help texts."""
-
-    def __init__(self, view: Callable[[], View], counts: Callable[[], ShellCounts]) -> None:
-        self._view = view
-        self._counts = counts
-
-    def describe(self) -> Iterator[Metric]:
-        return iter(())  # registering must not collect
-
-    def collect(self) -> Iterator[Metric]:
-        view = self._view()
-        counts = self._counts()
-        yield from _cluster_metrics(view, counts)
-        yield from _totals_metrics(view)
-        yield from _worker_metrics(view.workers)
-        yield from _writer_metrics(view)
-
-
-def _cluster_metrics(view: View, counts: ShellCounts) -> Iterator[Metric]:
-    build = GaugeMetricFamily("ringpoll_build_info", "Always 1; the version is a label.", labels=["version"])
-    build.add_metric([cluster.__version__], 1)
-    yield build
-    phase = GaugeMetricFamily("ringpoll_phase", "1 for the phase the coordinator is in.", labels=["phase"])
-    for name in ("loading", "gathering", "running", "stopping"):
-        phase.add_metric([name], float(view.phase == name))
-    yield phase
-    yield GaugeMetricFamily("ringpoll_ready", "1 when /readyz answers 200.", value=float(not not_ready(view)))
-    yield GaugeMetricFamily("ringpoll_uptime_seconds", "Seconds since `cluster up`.", value=counts.uptime_s)
-    yield GaugeMetricFamily("ringpoll_epoch", "Number of the current assignment.", value=view.epoch)
-    yield GaugeMetricFamily("ringpoll_projects", "Enabled projects.", value=view.projects)
-    yield GaugeMetricFamily(
-        "ringpoll_invalid_projects", "Enabled rows that can't be polled.", value=len(counts.invalid_projects)
-    )
-    yield GaugeMetricFamily(
-        "ringpoll_partitions_assigned", "Partitions that have an owner, of 4096.", value=view.partitions_assigned
-    )
-    yield GaugeMetricFamily(
-        "ringpoll_max_concurrent_http", "Limit of HTTP requests in flight.", value=view.max_concurrent_http
-    )
-    yield GaugeMetricFamily("ringpoll_workers_wanted", "Workers that are to run.", value=view.workers_wanted)
-    states = GaugeMetricFamily("ringpoll_workers", "Workers by state.", labels=["state"])
-    for state in ("starting", "running", "hung", "restarting", "draining"):
-        states.add_metric([state], sum(worker.state == state for worker in view.workers))
-    yield states
-    yield GaugeMetricFamily("ringpoll_database_up", "1 when the database answers.", value=float(view.database_up))
-    if view.horizon_ms is not None:
-        yield GaugeMetricFamily(
-            "ringpoll_accounted_to_timestamp_seconds",
-            "Every tick before it is in the database, polled or missed.",
-            value=view.horizon_ms / 1000,
-        )
-    refused = CounterMetricFamily("ringpoll_refused", "What the coordinator turned away.", labels=["reason"])
-    for reason, count in sorted(counts.refused.items()):
-        refused.add_metric([reason], count)
-    yield refused
-    yield CounterMetricFamily("ringpoll_admin_requests", "Admin requests carried out.", value=counts.admin_requests)
-
-
-def _totals_metrics(view: View) -> Iterator[Metric]:
-    totals = view.totals
-    polls = CounterMetricFamily("ringpoll_polls", "Polls finished since `cluster up`.", labels=["status"])
-    for status, count in (("success", totals.success), ("failure", totals.failure), ("unknown", totals.unknown)):
-        polls.add_metric([status], count)
-    yield polls
-    causes = CounterMetricFamily(
-        "ringpoll_local_causes", "Polls with status unknown, by what of our own machine it was.", labels=["cause"]
-    )
-    for cause, count in sorted(totals.local_causes.items()):
-        causes.add_metric([cause], count)
-    yield causes
-    missed = CounterMetricFamily("ringpoll_missed_ticks", "Ticks due and not polled.", labels=["reason"])
-    for reason, ticks in sorted(totals.missed.items()):
-        missed.add_metric([reason], ticks)
-    yield missed
-    lateness = HistogramMetricFamily(
-        "ringpoll_poll_lateness_seconds", "From the scheduled instant of a poll to its start; the sum is not kept."
-    )
-    lateness.add_metric([], _buckets(totals.lateness_counts), None)
-    yield lateness
-
-
-def _buckets(counts: list[int]) -> list[tuple[str, float]]:
-    """Cumulative, with bounds in seconds."""
-    padded = (list(counts) + [0] * BUCKETS)[:BUCKETS]
-    buckets = []
-    seen = 0
-    for bound_ms, count in zip(BOUNDS_MS, padded, strict=False):
-        seen += count
-        buckets.append((repr(bound_ms / 1000), float(seen)))
-    return [*buckets, ("+Inf", float(seen + padded[-1]))]
-
-
-_WORKER_GAUGES: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
-    ("ringpoll_worker_projects", "Projects assigned to the worker.", lambda w: w.projects),
-    ("ringpoll_worker_partitions", "Partitions assigned to the worker.", lambda w: w.partitions),
-    ("ringpoll_worker_slice", "The worker's share of the limit of HTTP requests.", lambda w: w.slice),
-    ("ringpoll_worker_active_http", "HTTP requests in flight.", lambda w: w.stats.active_http),
-    ("ringpoll_worker_queue_depth", "Due polls that wait for a slot.", lambda w: w.stats.queue_depth),
-    ("ringpoll_worker_loop_lag_seconds", "Longest stall of the polling loop.", lambda w: w.stats.loop_lag_ms / 1000),
-    ("ringpoll_worker_unacked_results", "Results that are not committed yet.", lambda w: w.stats.unacked_results),
-    ("ringpoll_worker_wal_bytes", "In the WAL and not acknowledged.", lambda w: w.stats.wal_bytes),
-    ("ringpoll_worker_resident_memory_bytes", "Resident memory.", lambda w: w.stats.rss_bytes),
-)
-
-_WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerView], float]], ...] = (
-    ("ringpoll_worker_wal_damaged", "Ranges of the WAL that could not be read.", lambda w: w.stats.wal_damaged),
-    ("ringpoll_worker_wal_dropped_results", "Results given up: the WAL was full.", lambda w: w.stats.wal_dropped),
-    ("ringpoll_worker_wal_sync_failures", "Failed fsyncs of the WAL.", lambda w: w.stats.wal_sync_failures),
-)
-
-
-def _worker_metrics(workers: list[WorkerView]) -> Iterator[Metric]:
-    for name, text, read in _WORKER_GAUGES:
-        gauge = GaugeMetricFamily(name, text, labels=["worker"])
-        for worker in workers:
-            gauge.add_metric([worker.name], read(worker))
-        yield gauge
-    for name, text, read in _WORKER_COUNTERS:
-        counter = CounterMetricFamily(name, text, labels=["worker"])
-        for worker in workers:
-            counter.add_metric([worker.name], read(worker))
-        yield counter
-    causes = CounterMetricFamily(
-        "ringpoll_worker_local_causes", "Of the worker's polls with status unknown.", labels=["worker", "cause"]
-    )
-    for worker in workers:
-        for cause, count in sorted(worker.stats.local_causes.items()):
-            causes.add_metric([worker.name, cause], count)
-    yield causes
-    states = GaugeMetricFamily("ringpoll_worker_wal_state", "1 for the WAL's state.", labels=["worker", "state"])
-    for worker in workers:
-        for state in ("ok", "full", "failing"):
-            states.add_metric([worker.name, state], float(worker.stats.wal_state == state))
-    yield states
-
-
-def _writer_metrics(view: View) -> Iterator[Metric]:
-    states = GaugeMetricFamily("ringpoll_writer_state", "1 for the writer's state.", labels=["state"])
-    for state in ("running", "restarting", "waiting_for_database"):
-        states.add_metric([state], float(view.writer_state == state))
-    yield states
-    writer = view.writer
-    if writer is None:
-        return
-    yield CounterMetricFamily("ringpoll_writer_rows", "Rows committed since `cluster up`.", value=writer.rows_written)
-    yield CounterMetricFamily("ringpoll_writer_duplicates", "Rows that were there already.", value=writer.duplicates)
-    yield CounterMetricFamily("ringpoll_writer_rejects", "Records the database refused.", value=writer.rejects)
-    yield GaugeMetricFamily("ringpoll_writer_pending_rows", "Received and not committed.", value=writer.pending_rows)
-    yield GaugeMetricFamily(
-        "ringpoll_writer_lag_seconds", "Age of the oldest result not committed.", value=writer.lag_ms / 1000
-    )
-    yield GaugeMetricFamily(
-        "ringpoll_rollup_lag_seconds",
-        "How long ago it was up to when polls are rolled up.",
-        value=writer.rollup_lag_ms / 1000,
-    )
-    yield GaugeMetricFamily("ringpoll_writer_resident_memory_bytes", "Resident memory.", value=writer.rss_bytes)

@@ -258,6 +258,7 @@ class WorkerCore:
             loop_lag_ms=vitals.loop_lag_ms,
             loop_lag_counts=vitals.loop_lag_counts,
             rss_bytes=vitals.rss_bytes,
+            spans_dropped=vitals.spans_dropped,
             local_causes=dict(self._local_causes),
         )
 

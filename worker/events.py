@@ -21,6 +21,7 @@ class Vitals(msgspec.Struct, frozen=True):
     wal_full: bool = False  # its limits are reached, and nothing of it may be given up
     wal_damaged: int = 0
     wal_sync_failures: int = 0
+    spans_dropped: int = 0
 
 
 class AdoptedStream(msgspec.Struct, frozen=True):

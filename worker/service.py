@@ -24,6 +24,7 @@ from cluster.messages.results import PollResult
 from cluster.runtime import RoleContext
 from cluster.secret_values import SecretSource
 from cluster.sockets import connect_dealer
+from cluster.tracing import open_tracing
 from worker.core import COMMIT_MAX_MS, WorkerCore
 from worker.events import (
     AbortPolls,
@@ -50,6 +51,7 @@ from worker.events import (
 )
 from worker.lateness import Lateness
 from worker.own_endpoints import guard_of
+from worker.poll_tracing import PollTracing
 from worker.probe.choose import ChoosingProber
 from worker.probe.interface import ProbeOutcome, Prober
 from worker.probe.own_fault_sieve import OwnFaultSieve
@@ -107,6 +109,8 @@ class WorkerService:
         self._lateness = Lateness()
         self._lag = LoopLag()
         self._malformed = 0
+        tracing = open_tracing(settings, "worker") if settings.trace_every else None
+        self._traced = None if tracing is None else PollTracing(tracing, settings.trace_every, self._clock.now_us)
         self._says_polls = logger.isEnabledFor(logging.DEBUG)
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
 
@@ -144,6 +148,8 @@ class WorkerService:
         await self._prober.close(0.0)
         await self._sieve.close()
         await self._recorder.close()
+        if self._traced is not None:
+            await self._traced.close()
 
     def _submit(self, event: Event) -> None:
         self._driver.submit(event)
@@ -210,6 +216,8 @@ class WorkerService:
                 )
             )
         )
+        if self._traced is not None:
+            self._traced.poll_finished(poll, started_us, outcome)
         if self._says_polls:
             logger.debug(
                 "polled project %d: %s %s %s",
@@ -280,5 +288,6 @@ class WorkerService:
             wal_full=self._recorder.full,
             wal_damaged=self._recorder.damaged,
             wal_sync_failures=self._recorder.sync_failures,
+            spans_dropped=0 if self._traced is None else self._traced.dropped,
         )
         self._driver.submit(HeartbeatDue(vitals))

@@ -14,6 +14,7 @@ import contextlib
 import gc
 import logging
 import os
+import time
 import uuid
 from typing import assert_never
 
@@ -27,6 +28,7 @@ from cluster.errors import ClusterError, ExitCode
 from cluster.messages import UNDECODABLE, control, results
 from cluster.runtime import RoleContext
 from cluster.sockets import bind_router, connect_dealer, make_ipc_private, remove_ipc_path
+from cluster.tracing import open_tracing
 from writer.core import WriterCore
 from writer.events import (
     CommitFlush,
@@ -43,6 +45,7 @@ from writer.events import (
     StopRequested,
     WriteLog,
 )
+from writer.flush_tracing import trace_flush
 from writer.partitions import Maintenance
 from writer.rollup_plan import Retention
 from writer.rollups import Rollups
@@ -86,6 +89,7 @@ class WriterService:
         )
         self._incarnation = settings.incarnation or uuid.uuid4().hex
         self._process = psutil.Process()
+        self._tracing = open_tracing(settings, "writer")
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._results: Channel | None = None
         self._control: Channel | None = None
@@ -159,6 +163,8 @@ class WriterService:
         storing.cancel()
         await asyncio.wait({storing})
         await self._store.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _on_store_ended(self, storing: asyncio.Task[None]) -> None:
         if not storing.cancelled() and (error := storing.exception()) is not None:
@@ -196,7 +202,10 @@ class WriterService:
     async def _use_database(self) -> None:
         while True:
             if self._operation is not None:
+                began_ns = 0 if self._tracing is None else time.time_ns()
                 event = await self._operate(self._operation)
+                if self._tracing is not None:
+                    trace_flush(self._tracing, self._operation, event, began_ns)
                 self._operation = None
                 self._driver.submit(event)
             elif self._ended:
@@ -299,6 +308,7 @@ class WriterService:
             pending_rows=view.pending_rows,
             rss_bytes=int(self._process.memory_info().rss),
             rollup_lag_ms=self._rollups.lag_ms(),
+            spans_dropped=0 if self._tracing is None else self._tracing.dropped,
         )
         if self._control is not None:
             self._control.send(control.encode(beat))  # False: the coordinator is away; it will hear the next one

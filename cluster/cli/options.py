@@ -38,6 +38,7 @@ _METAVARS = {
     "path": "DIR",
     "file": "FILE",
     "database_url": "URL",
+    "http_url": "URL",
     "address": "HOST:PORT",
     "endpoint": "ENDPOINT",
 }

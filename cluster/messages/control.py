@@ -145,6 +145,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     loop_lag_counts: list[int] = []  # cumulative, by cluster.histogram.BOUNDS_MS, one every 50 ms
     rss_bytes: int = 0
     local_causes: dict[str, int] = {}  # what of its machine ``unknown`` polls came to grief on
+    spans_dropped: int = 0  # of its traces
 
 
 class Heartbeat(msgspec.Struct, tag="heartbeat", frozen=True):
@@ -296,6 +297,7 @@ class WriterHeartbeat(msgspec.Struct, tag="writer_heartbeat", frozen=True):
     pending_rows: int = 0
     rss_bytes: int = 0
     rollup_lag_ms: float = 0.0  # how long ago it was up to when polls are rolled up into minutes, hours and days
+    spans_dropped: int = 0  # of its traces
 
 
 # ---- supervisor <-> coordinator --------------------------------------------------------------------------------------

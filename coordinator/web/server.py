@@ -32,7 +32,11 @@ REQUESTS_MAX = 512
 
 
 class WebServer:
-    """``start`` binds the address, or raises ClusterError.  ``middlewares``: within those of errors and of access."""
+    """``start`` binds the address, or raises ClusterError.
+
+    ``middlewares``: within those of errors and of access.  ``observers``: middlewares around these, which see what the
+    client gets.
+    """
 
     def __init__(
         self,
@@ -40,12 +44,13 @@ class WebServer:
         backend: Backend,
         *,
         middlewares: Sequence[Any] = (),
+        observers: Sequence[Any] = (),
         certificate: ServerCertificate | None = None,
     ) -> None:
         self._address = address
         self._backend = backend
         self._page = PageFiles()
-        self._middlewares = [errors_as_problems, backend.access.middleware(scope_of), *middlewares]
+        self._middlewares = [*observers, errors_as_problems, backend.access.middleware(scope_of), *middlewares]
         self._certificate = certificate
         self._watching: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None

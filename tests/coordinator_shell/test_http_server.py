@@ -9,8 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cluster.errors import ClusterError
+from coordinator.metrics import ClusterCollector
 from coordinator.requests import RequestDesk
-from coordinator.status import ClusterCollector, ShellCounts
+from coordinator.status import ShellCounts
 from coordinator.web.call import Backend
 from coordinator.web.pool import ApiPool
 from coordinator.web.server import WebServer

@@ -1,17 +1,13 @@
-"""The status document, readiness and metrics, out of hand-made views."""
+"""The status document and readiness, out of hand-made views."""
 
 import msgspec
 import orjson
 import pytest
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.histogram import BUCKETS
 from cluster.messages.control import WorkerStats, WriterHeartbeat
 from cluster.ticks import PARTITIONS
 from coordinator.events import Totals, View, WorkerView
-from coordinator.status import UNCOMMITTED_MS, ClusterCollector, ShellCounts, document, health, not_ready
+from coordinator.status import UNCOMMITTED_MS, ShellCounts, document, health, not_ready
 
 
 def worker(name="worker-1", state="running", **stats):
@@ -97,7 +93,7 @@ def test_the_document_has_what_is_promised():
     assert {name: made[name] for name in expected} == expected
     promised = {"name", "pid", "state", "projects", "slice", "active_http", "queue_depth", "executed", "lateness_ms"}
     assert promised | {"loop_lag_ms", "loop_lag_counts", "wal_bytes"} <= set(made["workers"][0])
-    assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1]}
+    assert made["coordinator"] == {"loop_lag_ms": 12.346, "loop_lag_counts": [3, 0, 1], "spans_dropped": 0}
     assert [each["local_causes"] for each in made["workers"]] == [{"network": 2, "stall": 1}, {}]
     assert made["workers"][0]["lateness_ms"] == {"p50": 0.0, "p99": 4.5, "max": 0.0}
     writer = {"state": "running", "rows_written": 290, "rows_per_s": 12.3, "lag_ms": 5.0, "duplicates": 1, "rejects": 0}
@@ -136,45 +132,3 @@ def test_ready():
     assert not_ready(view()) == []
     slow = WriterHeartbeat("w", 55, "running", lag_ms=UNCOMMITTED_MS - 1)
     assert not_ready(view(writer=slow)) == []
-
-
-def families(seen, counts=None):
-    registry = CollectorRegistry()
-    registry.register(ClusterCollector(lambda: seen, lambda: counts or ShellCounts()))
-    return {each.name: each for each in text_string_to_metric_families(generate_latest(registry).decode())}
-
-
-def test_metrics_can_be_read_by_prometheus():
-    counts = [0] * BUCKETS
-    counts[0], counts[12], counts[-1] = 5, 3, 2
-    totals = Totals(
-        executed=10,
-        success=7,
-        failure=2,
-        unknown=1,
-        missed={"down": 4},
-        lateness_counts=counts,
-        local_causes={"resolver": 1},
-    )
-    found = families(view(totals=totals), ShellCounts(refused={"control_malformed": 2}))
-    assert all(name.startswith("ringpoll_") for name in found)
-    polls = {sample.labels["status"]: sample.value for sample in found["ringpoll_polls"].samples}
-    assert polls == {"success": 7, "failure": 2, "unknown": 1}
-    (of_resolver,) = (each for each in found["ringpoll_local_causes"].samples if each.name.endswith("_total"))
-    assert (of_resolver.labels, of_resolver.value) == ({"cause": "resolver"}, 1)
-    samples = found["ringpoll_worker_local_causes"].samples
-    of_workers = {(each.labels["worker"], each.labels["cause"]): each.value for each in samples}
-    assert of_workers == {("worker-1", "network"): 2, ("worker-1", "stall"): 1}
-    buckets = {sample.labels["le"]: sample.value for sample in found["ringpoll_poll_lateness_seconds"].samples}
-    assert (buckets["0.0005"], buckets["0.1"], buckets["60.0"], buckets["+Inf"]) == (5, 8, 8, 10)
-    slices = {sample.labels["worker"]: sample.value for sample in found["ringpoll_worker_slice"].samples}
-    assert slices == {"worker-1": 250, "worker-2": 250}
-    assert found["ringpoll_ready"].samples[0].value == 1
-    assert found["ringpoll_accounted_to_timestamp_seconds"].samples[0].value == 1000
-    assert all(each.documentation for each in found.values())
-
-
-def test_metrics_of_a_cluster_that_has_just_begun():
-    found = families(view(writer=None, workers=[], horizon_ms=None, totals=Totals(), phase="loading"))
-    assert found["ringpoll_ready"].samples[0].value == 0
-    assert "ringpoll_writer_rows" not in found

@@ -2,10 +2,16 @@
 
 import re
 
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
 from cluster.messages.control import WorkerStats, WriterHeartbeat
 from cluster.ticks import PARTITIONS
 from coordinator.events import Totals, View, WorkerView
-from coordinator.status import ClusterCollector, ShellCounts
+from coordinator.metrics import ClusterCollector
+from coordinator.project_metrics import ProjectMetrics, ProjectSample
+from coordinator.status import ShellCounts
+from coordinator.web.request_metrics import RequestMetrics
 
 
 def blocks(document, language):
@@ -41,7 +47,7 @@ def view(**changes):
         "max_concurrent_http": 500,
         "workers_wanted": 1,
         "workers": [WorkerView("worker-1", 1, "i", "running", 1, PARTITIONS, 1.0, 500, WorkerStats())],
-        "totals": Totals(missed={"down": 1}),
+        "totals": Totals(missed={"down": 1}, local_causes={"stall": 1}),
         "writer": WriterHeartbeat("w", 1, "running"),
         "writer_state": "running",
         "database_up": True,
@@ -50,7 +56,24 @@ def view(**changes):
     return View(**(fields | changes))
 
 
+def collectors():
+    """Everything that /metrics can have, single projects included."""
+    requests = RequestMetrics()
+    requests.count("GET", "/status", "2xx", 0.001)
+    projects = ProjectMetrics("postgresql://nowhere", 1)
+    projects.take([ProjectSample(7, "shop", True, 1.0, 2.0, 0.1, 3.0)], 0.01)
+    return ClusterCollector(view, lambda: ShellCounts(refused={"admin_refused": 1})), requests, projects
+
+
 def metric_names():
     """As Prometheus shows them: counters with _total."""
-    found = ClusterCollector(view, lambda: ShellCounts(refused={"admin_refused": 1})).collect()
+    found = [metric for collector in collectors() for metric in collector.collect()]
     return {metric.name + ("_total" if metric.type == "counter" else "") for metric in found}
+
+
+def scraped():
+    """The text that /metrics answers."""
+    registry = CollectorRegistry()
+    for collector in collectors():
+        registry.register(collector)
+    return generate_latest(registry).decode()

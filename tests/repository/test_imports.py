@@ -162,10 +162,11 @@ def test_cores_do_not_ask_for_the_time(name):
 
 # Everything else of a role touches the world.
 SHELLS = {
-    "coordinator": {"admin", "journal", "project_requests", "project_rows", "projects", "requests", "service", "status",
-                    "store", "throttle", "web"},
-    "writer": {"ledger", "partitions", "records", "service", "sightings", "state_tables", "store", "taken"},
-    "worker": {"own_endpoints", "probe", "recorder", "retries", "service"},
+    "coordinator": {"admin", "journal", "metrics", "project_metrics", "project_requests", "project_rows", "projects",
+                    "requests", "service", "status", "store", "throttle", "web"},
+    "writer": {"flush_tracing", "ledger", "partitions", "records", "service", "sightings", "state_tables", "store",
+               "taken"},
+    "worker": {"own_endpoints", "poll_tracing", "probe", "recorder", "retries", "service"},
 }  # fmt: skip
 
 
@@ -201,6 +202,26 @@ def test_nothing_leans_on_the_source_of_a_test():
         assert not wrong, wrong
 
 
+# Modules that need an extra, which a usual installation lacks: whoever wants one imports it inside a function.
+EXTRAS = {"cluster.otlp": ("otel", "opentelemetry")}
+
+
+def test_modules_that_need_an_extra_are_imported_inside_functions():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for module, (extra, library) in EXTRAS.items():
+        assert any(line.startswith(library) for line in extras[extra])
+        at_once = [
+            f"{shown(path)}:{node.lineno}"
+            for path in files_of_product()
+            if module_name(path) != module
+            for node in tree_of(path).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([each.name for each in node.names] if isinstance(node, ast.Import) else [node.module])
+            if name == module or name.split(".")[0] == library
+        ]
+        assert not at_once, at_once
+
+
 def test_every_library_is_declared():
     """What a fresh installation does not have fails here, not at a user."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -220,6 +241,7 @@ def test_every_library_is_declared():
         name.split(".")[0]: f"{shown(path)}:{line}"
         for path in files_of_product()
         for name, line in imports_of(tree_of(path))
+        if name.split(".")[0] != EXTRAS.get(module_name(path), ("", ""))[1]
     }
     ours = set(PACKAGES) | set(sys.stdlib_module_names) | {"*computed*"}
     assert {name: where for name, where in used.items() if name not in ours | declared} == {}
