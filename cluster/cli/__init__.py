@@ -73,6 +73,12 @@ def _completion() -> list[click.Command]:
     return [completion.completion]
 
 
+def _doctor() -> list[click.Command]:
+    from cluster.cli import doctor
+
+    return doctor.COMMANDS
+
+
 # The helps are those of the commands; a test compares them.
 _MODULES = (
     LazyModule(
@@ -137,9 +143,15 @@ _MODULES = (
         },
     ),
     LazyModule(
+        _doctor,
+        {
+            "doctor": "Check limits, port, disk, clock, database and versions; say what to do.",
+        },
+    ),
+    LazyModule(
         _completion,
         {
-            "completion": "Print the script for a shell that completes commands, options, workers,...",
+            "completion": "Print the script with which a shell completes this command line.",
         },
     ),
 )

@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cluster import config
-from cluster.cli.bounded import Question, resolve_host
+from cluster.bounded import Question, resolve_host
 from cluster.errors import ClusterError
 from cluster.settings import Settings
 
@@ -64,9 +64,7 @@ def project_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 def _settings(ctx: click.Context) -> Settings | None:
     """Of what stands on the line so far."""
-    flags = {
-        name.removeprefix("option_"): value for name, value in ctx.params.items() if name.startswith("option_")
-    }
+    flags = {name.removeprefix("option_"): value for name, value in ctx.params.items() if name.startswith("option_")}
     try:
         return config.load(flags, os.environ, _path(ctx.params.get("config_file")))
     except ClusterError:

@@ -27,9 +27,9 @@ _INSTALL = {
 @click.command()
 @click.argument("shell", type=click.Choice(sorted(_INSTALL)))
 def completion(shell: str) -> None:
-    """Print the script for a shell that completes commands, options, workers, projects and words.
+    """Print the script with which a shell completes this command line.
 
-    On a terminal it also says where to put it.
+    It completes commands, options, words, workers and project ids. The script says at its head where to put it.
     """
     click.echo(completion_script(shell))
     if sys.stdout.isatty():

@@ -40,7 +40,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "cluster completion": (
         "cluster completion bash > ~/.local/share/bash-completion/completions/cluster",
-        "cluster completion zsh > ~/.zfunc/_cluster      # and in ~/.zshrc: fpath+=~/.zfunc; autoload -Uz compinit; compinit",
+        "cluster completion zsh > ~/.zfunc/_cluster",
         "cluster completion fish > ~/.config/fish/completions/cluster.fish",
     ),
     "cluster add": (

@@ -1,4 +1,4 @@
-"""Commands that are imported when they are asked for, so that ``--help``, completion and every other command don't wait.
+"""Commands that are imported when they are asked for: ``--help``, completion and every other command don't wait.
 
 The group knows name and one-line help of each command from a table; a test holds the table against the commands.  What
 is added with ``add_command`` is there as in any group.
@@ -27,7 +27,7 @@ class LazyGroup(click.Group):
         super().__init__(*args, **kwargs)
 
     @property
-    def commands(self) -> dict[str, click.Command]:  # type: ignore[override] # an attribute of click's Group
+    def commands(self) -> dict[str, click.Command]:
         """All of them, imported."""
         for name in list(self._by_name):
             self._load(name)
@@ -40,10 +40,10 @@ class LazyGroup(click.Group):
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         self._loaded[name or str(cmd.name)] = with_examples(cmd, name or str(cmd.name))
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted({*self._by_name, *self._loaded})
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         self._load(cmd_name)
         return self._loaded.get(cmd_name)
 

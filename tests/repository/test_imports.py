@@ -29,6 +29,7 @@ ALLOWED = {
 PURE = (
     "cluster.capacity",
     "cluster.core",
+    "cluster.doctor.judging",
     "cluster.ticks",
     "cluster.histogram",
     "cluster.assertions",
