@@ -128,7 +128,7 @@ class EmbeddedPostgres:
                     if not (self.data / "PG_VERSION").exists():
                         self._initdb()
                     self._check_version()
-                    if not self._listening():
+                    if not self.listening():
                         self._spawn()
                     self._wait_ready()
                     self._users = self._users_file.open("a")
@@ -154,7 +154,7 @@ class EmbeddedPostgres:
                 if self._guard.stdin is not None:
                     self._guard.stdin.close()
                 self._guard = None
-            if last and self._listening():
+            if last and self.listening():
                 self._shutdown()
             if self._server is not None and self._server.poll() is None:
                 _left_running.append(self._server)  # others use it; a child of ours all the same
@@ -172,14 +172,14 @@ class EmbeddedPostgres:
 
     def running(self) -> bool:
         """Does the server take connections?"""
-        return self._users is not None and self._listening()
+        return self._users is not None and self.listening()
 
     def revive(self) -> bool:
         """Start the server again if it died under its users; True when it had to be."""
         if self._users is None:
             raise ClusterError(f"PostgreSQL in {self.base} was not started")
         with self._translated("restart"), self._exclusive():
-            if self._listening():
+            if self.listening():
                 return False
             self._reap()
             self._spawn()
@@ -350,7 +350,7 @@ class EmbeddedPostgres:
         except FileNotFoundError:
             return []
 
-    def _listening(self) -> bool:
+    def listening(self) -> bool:
         """Never waits: where a server that stands still has a full queue, connecting would, for as long as it does."""
         with socket.socket(socket.AF_UNIX) as client:
             client.setblocking(False)
@@ -424,7 +424,7 @@ class EmbeddedPostgres:
                 len(lines) > PIDFILE_STATUS_LINE
                 and lines[PIDFILE_STATUS_LINE].strip() == "ready"
                 and (self._server is None or int(lines[0]) == self._server.pid)
-                and self._listening()
+                and self.listening()
             ):
                 return
             if self._server is not None and self._server.poll() is not None:
@@ -473,6 +473,12 @@ class EmbeddedPostgres:
 def cluster_database(data_dir: Path) -> EmbeddedPostgres:
     """The server of the cluster on this data directory; whoever starts it, it runs with the same settings."""
     return EmbeddedPostgres(data_dir / "postgres", settings=CLUSTER_SETTINGS)
+
+
+def running_dsn(data_dir: Path) -> str | None:
+    """The URL of that server if it takes connections now; nothing is started."""
+    server = cluster_database(data_dir)
+    return server.dsn() if server.data.exists() and server.listening() else None
 
 
 @contextlib.contextmanager

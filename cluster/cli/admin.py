@@ -10,6 +10,7 @@ import orjson
 
 from cluster.admin_client import AdminClient, request
 from cluster.assertions import parse_assertion
+from cluster.cli import completing
 from cluster.cli.options import ADMIN, PROJECT_ID, with_settings
 from cluster.errors import InvalidInputError
 from cluster.http_options import OPTION_NAMES
@@ -54,7 +55,7 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.option("--id", "project_id", type=PROJECT_ID, metavar="ID", help="Monitor a row that is already in the table.")
 @click.option("--name", help="A name for people.")
 @click.option("--interval", metavar="DURATION", help="How often: 30s, 5m, 1h.  [default: 60s]")
-@click.option("--method", help="Any HTTP method.  [default: GET]")
+@click.option("--method", shell_complete=completing.words(*completing.METHODS), help="Any HTTP method.  [default: GET]")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; repeatable.")
 @click.option("--body", help="The request's body.")
 @click.option("--expected-status", help="200, 2xx or 200-299,301.  [default: 200]")
@@ -72,7 +73,12 @@ def status(settings: Settings, as_json: bool, watch: bool) -> None:
 @click.option("--client-key-file", metavar="FILE", help="Its key, when that is in a file of its own.")
 @click.option("--server-name", metavar="NAME", help="Ask TLS for this name, and verify it, in place of the URL's host.")
 @click.option("--ip-version", type=click.Choice(["4", "6"]), help="Connect over this one only.")
-@click.option("--connection-reuse", metavar="auto|never", help="never: a new connection for each request.")
+@click.option(
+    "--connection-reuse",
+    metavar="auto|never",
+    shell_complete=completing.words("auto", "never"),
+    help="never: a new connection for each request.",
+)
 @click.option(
     "--body-limit-bytes", type=int, metavar="N", help="Read so much of a body.  [default: --body-limit of up]"
 )
@@ -180,7 +186,7 @@ def scale(settings: Settings, workers: int | None, max_concurrent_http: int | No
 
 @click.command()
 @with_settings(*ADMIN)
-@click.argument("worker")
+@click.argument("worker", shell_complete=completing.worker_names)
 def drain(settings: Settings, worker: str) -> None:
     """Move everything off a worker and let it end; the cluster has one worker less."""
     request(settings, {"type": "drain", "worker": worker})

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from cluster import config
+from cluster.cli import completing
 from cluster.cli.variables import misspelt_variables
 
 
@@ -20,6 +22,9 @@ class ProjectIdType(click.types.IntParamType):
         if not -(1 << 63) <= project_id < 1 << 63:
             raise click.BadParameter(f"{value!r} is beyond what an id can be.", ctx=ctx, param=param)
         return project_id
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return completing.project_ids(ctx, param, incomplete)
 
 
 PROJECT_ID = ProjectIdType()
@@ -71,6 +76,7 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
                 f"{option.flag}/--no-{option.flag.removeprefix('--')}" if is_switch else option.flag,
                 f"option_{option.name}",
                 default=None,
+                shell_complete=_offers(option),
                 metavar=None if is_switch else "|".join(option.choices) or _METAVARS[option.kind],
                 help=f"{option.help}  [{', '.join(option.variables)}]",
             )(wrapped)
@@ -78,3 +84,9 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
         return decorated
 
     return decorate
+
+
+def _offers(option: config.Option) -> completing.Offers | None:
+    if option.choices:
+        return completing.words(*option.choices)
+    return completing.directories if option.kind == "path" else None

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from cluster.amounts import duration, size
 from cluster.audit import Account, AuditReport, OnProgress
 from cluster.bench.rig import ROLES, total
 from cluster.bench.throughput import OnPhase, ThroughputFigures
@@ -414,25 +415,6 @@ def plan_view(plan: CapacityPlan) -> RenderableType:
 
 def _instant(instant_ms: int) -> str:
     return datetime.fromtimestamp(instant_ms / 1_000, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
-
-
-def duration(seconds: object) -> str:
-    """'3 d 04:05:06' or '04:05:06'."""
-    if not isinstance(seconds, int | float):
-        return "-"
-    days, rest = divmod(int(seconds), 86_400)
-    clock = f"{rest // 3_600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
-    return f"{days} d {clock}" if days else clock
-
-
-def size(count: object) -> str:
-    if not isinstance(count, int | float):
-        return "-"
-    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while amount >= 1_024 and len(units) > 1:
-        amount /= 1_024
-        del units[0]
-    return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
 
 
 def _pair(name: str, value: str | Text) -> Text:

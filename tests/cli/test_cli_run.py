@@ -32,7 +32,7 @@ def test_every_command_of_the_design_is_there():
     assert set(cli.cluster.commands) == {
         "up", "down", "status", "reload", "audit", "migrate", "version", "add", "remove", "scale", "drain", "projects",
         "changes", "results", "secret", "coordinator", "worker", "writer", "wal", "bench", "plan", "token",
-        "user",
+        "user", "completion", "doctor", "top",
     }  # fmt: skip
     assert set(cli.cluster.commands["projects"].commands) == {"list", "show", "enable", "disable", "import", "export"}
 
@@ -42,7 +42,7 @@ def test_every_command_takes_data_dir_and_config():
         if isinstance(command, click.Group):
             for each in command.commands.values():
                 yield from walk(each)
-        elif command.name not in {"version", "bench", "plan"}:
+        elif command.name not in {"version", "bench", "plan", "completion"}:
             yield command
 
     for command in walk(cli.cluster):  # the others touch no data directory

@@ -32,6 +32,7 @@ PURE = (
     "cluster.access.scopes",
     "cluster.capacity",
     "cluster.core",
+    "cluster.doctor.judging",
     "cluster.ticks",
     "cluster.histogram",
     "cluster.assertions",
