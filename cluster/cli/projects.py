@@ -4,37 +4,30 @@ These commands need only the database; a running cluster hears of every change t
 """
 
 import asyncio
-import codecs
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import click
-import msgspec
 import orjson
 
 from cluster import database
 from cluster.audit import invalid_rows
 from cluster.cli.data import open_database, with_database
+from cluster.cli.importing import EntryReport, OnEntries, check, opened, opened_directory, say, shows_progress, store
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
+from cluster.cli.project_table import COLUMNS, ImportOutcome, readable_row, stored_projects
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.http_options import OPTION_NAMES
+from cluster.interchange.formats import FORMATS, JSONL
+from cluster.interchange.jsonl_file import write_jsonl
 from cluster.masking import masked_project
-from cluster.project import FIELD_NAMES, ID_MAX, JSON_FIELDS, ProjectFields, project_from_map
 from cluster.settings import Settings
 
-LINE_BYTES_MAX = 1 << 20
-COMPLAINTS_MAX = 20
-CHUNK_ROWS = 5_000
-_COLUMNS = ", ".join(("id", *FIELD_NAMES))
 _REVEAL = click.option("--reveal", is_flag=True, help="Also passwords in URLs, headers with secrets, and bodies.")
-
-
-class ImportLine(msgspec.Struct, frozen=True):
-    id: int | None
-    fields: ProjectFields
 
 
 @click.group()
@@ -54,7 +47,7 @@ def list_projects(settings: Settings, limit: int, search: str | None, as_json: b
     async def read(conn: database.Connection) -> tuple[list[dict[str, Any]], int]:
         where = "WHERE $1::text IS NULL OR strpos(lower(name || ' ' || url), lower($1)) > 0"
         rows = await conn.fetch(
-            f"SELECT {_COLUMNS} FROM projects {where} ORDER BY id LIMIT $2",  # noqa: S608 - constants
+            f"SELECT {COLUMNS} FROM projects {where} ORDER BY id LIMIT $2",  # noqa: S608 - constants
             search,
             limit or None,
         )
@@ -83,7 +76,7 @@ def show_project(settings: Settings, project_id: int, as_json: bool, reveal: boo
 
     async def read(conn: database.Connection) -> dict[str, Any]:
         row = await conn.fetchrow(
-            f"SELECT {_COLUMNS}, created_at, updated_at FROM projects WHERE id = $1",  # noqa: S608 - constants
+            f"SELECT {COLUMNS}, created_at, updated_at FROM projects WHERE id = $1",  # noqa: S608 - constants
             project_id,
         )
         if row is None:
@@ -152,18 +145,24 @@ def _switch(settings: Settings, ids: tuple[int, ...], *, enabled: bool) -> None:
 @projects.command("export")
 @with_settings(*DATABASE)
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
-def export_projects(settings: Settings, file: Path | None) -> None:
-    """Write all projects as JSON Lines to FILE or standard output; `import` reads them."""
+@click.option("--format", "chosen", type=click.Choice(list(FORMATS)), default=JSONL, show_default=True, help="Which.")
+def export_projects(settings: Settings, file: Path | None, chosen: str) -> None:
+    """Write all projects, secrets included, to FILE or standard output; `import` reads them.
+
+    The default is JSON Lines. What the format can't hold is said on standard error.
+    """
 
     async def write(out: IO[bytes]) -> int:
-        count = 0
         async with open_database(settings) as conn, conn.transaction(isolation="repeatable_read", readonly=True):
-            query = f"SELECT {_COLUMNS} FROM projects ORDER BY id"  # noqa: S608 - constants
-            async for row in conn.cursor(query, prefetch=CHUNK_ROWS):
-                out.write(orjson.dumps(_readable(row), option=orjson.OPT_APPEND_NEWLINE))
-                count += 1
+            if chosen == JSONL:
+                return await _stream_jsonl(conn, out)
+            exported = FORMATS[chosen].write([row async for row in stored_projects(conn)])
+        out.write(exported.data)
         out.flush()
-        return count
+        for note in exported.notes:
+            field = f"{note.field}: " if note.field is not None else ""
+            click.echo(f"project {note.project_id}: {field}{note.text}", err=True)
+        return exported.count
 
     with ExitStack() as stack:
         out = sys.stdout.buffer if _is_dash(file) else stack.enter_context(_open(Path(str(file)), "wb"))
@@ -171,112 +170,63 @@ def export_projects(settings: Settings, file: Path | None) -> None:
     click.echo(f"exported {count} projects", err=True)
 
 
+async def _stream_jsonl(conn: database.Connection, out: IO[bytes]) -> int:
+    count = 0
+    async for row in stored_projects(conn):
+        out.write(write_jsonl([row]).data)
+        count += 1
+    out.flush()
+    return count
+
+
 @projects.command("import")
 @with_settings(*DATABASE)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--dry-run", is_flag=True, help="Check every line and say what would happen; change nothing.")
-def import_projects(settings: Settings, file: Path, dry_run: bool) -> None:
-    """Add or update projects from JSON Lines, as `export` writes them; all lines, or none when one is wrong.
+@click.option(
+    "--format",
+    "chosen",
+    type=click.Choice(["auto", *FORMATS]),
+    default="auto",
+    show_default=True,
+    help="What FILE is; auto goes by its name and content.",
+)
+@click.option("--dry-run", is_flag=True, help="Check every entry and say what would happen; change nothing.")
+@click.option("--skip-invalid", is_flag=True, help="Leave out entries that are wrong, and import the others.")
+def import_projects(settings: Settings, file: Path, chosen: str, dry_run: bool, skip_invalid: bool) -> None:
+    """Add or update projects from a file of ours or of another tool; all, or none when one is wrong.
 
-    A line with an id adds or replaces that project, one without is added. Other fields are those of `cluster add` and
-    of the table.
+    An entry with an id adds or replaces that project. Without one, a project of the same name is updated, or left as
+    it is when nothing differs; in JSON Lines it is added. What another tool does and ringpoll can't is skipped or left
+    out, with a line for each.
     """
     with ExitStack() as stack:
-        source = sys.stdin.buffer if _is_dash(file) else stack.enter_context(_open(file, "rb"))
-        lines = list(_checked_lines(source))
+        name = None if chosen == "auto" else chosen
+        if file.is_dir():
+            source = opened_directory(file, name)
+        else:
+            raw = sys.stdin.buffer if _is_dash(file) else stack.enter_context(_open(file, "rb"))
+            source = opened(file, name, raw, {})
+        report = EntryReport(source.format, dry_run=dry_run, skip_invalid=skip_invalid)
+        with import_progress("checking", shows_progress()) as on_entries:
+            check(source, report, on_entries)
 
-    async def write(conn: database.Connection) -> tuple[int, int]:
-        transaction = conn.transaction()
-        await transaction.start()
-        try:
-            counts = await _write_lines(conn, lines)
-        except BaseException:
-            await transaction.rollback()
-            raise
-        await (transaction.rollback() if dry_run else transaction.commit())
-        return counts
+    async def write(conn: database.Connection) -> ImportOutcome:
+        with import_progress("writing", shows_progress()) as on_entries:
+            return await store(conn, report, on_entries)
 
-    added, updated = with_database(settings, write)
-    click.echo(f"{'would add' if dry_run else 'added'} {added}, {'update' if dry_run else 'updated'} {updated}")
-
-
-def _checked_lines(source: Iterable[bytes]) -> Iterator[ImportLine]:
-    """Every line as a valid project; complains about each one that isn't, then refuses all."""
-    complaints = 0
-    seen: dict[int, int] = {}
-    for number, raw in enumerate(source, start=1):
-        line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw  # as some editors begin a file
-        if not line.strip():
-            continue
-        try:
-            checked = _checked_line(line, number, seen)
-        except InvalidInputError as error:
-            complaints += 1
-            if complaints <= COMPLAINTS_MAX:
-                click.echo(f"line {number}: {error}", err=True)
-            continue
-        yield checked
-    if complaints:
-        raise InvalidInputError(f"{complaints} lines are wrong, so nothing was imported; correct them and try again")
+    say(report, source.imported.notes, with_database(settings, write))
 
 
-def _checked_line(line: bytes, number: int, seen: dict[int, int]) -> ImportLine:
-    if len(line) > LINE_BYTES_MAX:
-        raise InvalidInputError(f"longer than {LINE_BYTES_MAX} bytes")
-    try:
-        written = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInputError(f"not JSON: {error}") from error
-    if not isinstance(written, dict):
-        raise InvalidInputError("must be a JSON object")
-    project_id = written.pop("id", None)
-    if project_id is not None and (type(project_id) is not int or not 1 <= project_id <= ID_MAX):
-        raise InvalidInputError(f"id: must be an integer from 1 to {ID_MAX}")
-    if project_id is not None and seen.setdefault(project_id, number) != number:
-        raise InvalidInputError(f"id {project_id} is also in line {seen[project_id]}")
-    return ImportLine(project_id, project_from_map(written))
+@contextlib.contextmanager
+def import_progress(what: str, wanted: bool) -> Iterator[OnEntries]:
+    """A progress bar on standard error when that is a terminal."""
+    if not wanted:
+        yield lambda _count, _total: None
+        return
+    from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
 
-
-async def _write_lines(conn: database.Connection, lines: list[ImportLine]) -> tuple[int, int]:
-    """How many rows were added and updated."""
-    names = ", ".join(FIELD_NAMES)
-    await conn.execute(
-        f"CREATE TEMP TABLE imported ON COMMIT DROP AS SELECT {_COLUMNS} FROM projects WHERE false"  # noqa: S608
-    )
-    await conn.copy_records_to_table(
-        "imported", records=[_record(line) for line in lines], columns=["id", *FIELD_NAMES]
-    )
-    with_id = await conn.fetch(
-        f"INSERT INTO projects ({_COLUMNS}) SELECT {_COLUMNS} FROM imported WHERE id IS NOT NULL "  # noqa: S608
-        f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in FIELD_NAMES)} "
-        "RETURNING (xmax = 0) AS added"
-    )
-    if with_id:  # ids given later must not collide with these
-        await conn.execute(
-            "SELECT setval(pg_get_serial_sequence('projects', 'id'), "
-            "greatest((SELECT max(id) FROM projects), nextval(pg_get_serial_sequence('projects', 'id'))))"
-        )
-    without = await conn.execute(
-        f"INSERT INTO projects ({names}) SELECT {names} FROM imported WHERE id IS NULL"  # noqa: S608 - constants
-    )
-    added = sum(row["added"] for row in with_id)
-    return added + int(without.rpartition(" ")[2]), len(with_id) - added
-
-
-def _record(line: ImportLine) -> tuple[Any, ...]:
-    values = {name: getattr(line.fields, name) for name in FIELD_NAMES}
-    for name in JSON_FIELDS:
-        if values[name] is not None:
-            values[name] = orjson.dumps(values[name]).decode()
-    return (line.id, *values.values())
-
-
-def _readable(row: Any) -> dict[str, Any]:
-    values = dict(row)
-    for name in JSON_FIELDS:
-        if isinstance(values[name], str):
-            values[name] = orjson.loads(values[name])
-    return values
+    with render.entries_progress(what) as on_entries:
+        yield on_entries
 
 
 def _words(value: Any) -> str:
@@ -304,7 +254,7 @@ def _state(row: Any, *, polled: bool) -> str | None:
 
 
 def _shown_row(row: Any, reveal: bool) -> dict[str, Any]:
-    readable = _readable(row)
+    readable = readable_row(row)
     return readable if reveal else masked_project(readable)
 
 

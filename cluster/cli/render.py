@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -243,6 +243,14 @@ def audit_progress() -> Iterator[OnProgress | None]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("auditing projects", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def entries_progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error: so many entries more, of so many in all."""
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count, total: progress.update(task, advance=count, total=total)
 
 
 def audit_view(report: AuditReport) -> RenderableType:
