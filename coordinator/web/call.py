@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from cluster.access.scopes import Scope, covers
 from coordinator.events import View
 from coordinator.project_requests import Requester
 from coordinator.requests import RequestDesk
@@ -57,6 +58,12 @@ class Call(msgspec.Struct, frozen=True):
     def identity(self) -> Identity:
         """Who asks, and what they may do; of a route with a scope."""
         return self.request[IDENTITY]
+
+
+    def expect_scope(self, scope: Scope, what: str) -> None:
+        """Of what asks for more than its route does; whose scope is which is for the middleware of access to say."""
+        if not covers(self.request.get("scope", "admin"), scope):
+            raise ProblemError("forbidden", f"the scope {scope} is needed {what}")
 
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]

@@ -11,6 +11,7 @@ from aiohttp import web
 from cluster.access.scopes import RouteScope
 from coordinator.web import access, access_endpoints, shapes
 from coordinator.web import cluster_endpoints as cluster_
+from coordinator.web import project_endpoints as projects_
 from coordinator.web.call import Endpoint
 
 API = "/api/v1"
@@ -31,6 +32,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     answer: Any = None
     status: int = 200
     media_type: str = "application/json"
+    etag: bool = False  # of the answer
+    if_match: bool = False  # is heard
 
 
 ROUTES: tuple[Route, ...] = (
@@ -49,6 +52,46 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/metrics", scope="read", operation="metrics", handler=cluster_.get_metrics,
         summary="metrics for Prometheus", media_type="text/plain",
+    ),
+    Route(
+        method="GET", path=f"{API}/projects", scope="read", operation="listProjects",
+        handler=projects_.list_projects, summary="projects, a page at a time", query=shapes.ProjectsQuery,
+        answer=shapes.ProjectPage,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects", scope="write", operation="createProject",
+        handler=projects_.create_project, summary="add a project; it is polled at once", body=shapes.NewProject,
+        body_as_map=True, answer=shapes.Project, status=201, etag=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/bulk", scope="write", operation="changeProjects",
+        handler=projects_.change_projects, summary="add, switch or delete many projects, all of them or none",
+        body=shapes.BulkSwitch | shapes.BulkCreate, body_as_map=True, answer=shapes.BulkAnswer,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}", scope="read", operation="getProject",
+        handler=projects_.get_project, summary="a project, how it is, and its newest result",
+        query=shapes.ProjectQuery, answer=shapes.Project, etag=True,
+    ),
+    Route(
+        method="PATCH", path=f"{API}/projects/{{id}}", scope="write", operation="patchProject",
+        handler=projects_.patch_project, summary="change fields of a project (JSON merge patch)",
+        body=shapes.ProjectPatch, body_as_map=True, answer=shapes.Project, etag=True, if_match=True,
+    ),
+    Route(
+        method="DELETE", path=f"{API}/projects/{{id}}", scope="write", operation="deleteProject",
+        handler=projects_.delete_project, summary="delete a project; its results stay until they are too old",
+        query=shapes.DeleteQuery, status=204, if_match=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/{{id}}/enable", scope="write", operation="enableProject",
+        handler=projects_.enable_project, summary="begin to poll a project", answer=shapes.Project, etag=True,
+        if_match=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/{{id}}/disable", scope="write", operation="disableProject",
+        handler=projects_.disable_project, summary="stop polling a project", answer=shapes.Project, etag=True,
+        if_match=True,
     ),
     Route(
         method="GET", path=f"{API}/workers", scope="read", operation="listWorkers", handler=cluster_.list_workers,

@@ -46,7 +46,7 @@ class ProjectsDouble:
     async def enable(self, project_id):
         await self._called("enable", project_id)
 
-    async def remove(self, ids, *, delete, token):
+    async def remove(self, ids, *, delete, token, requester, guard):
         await self._called("remove", ids, delete)
         if self.desk is not None:
             self.desk.confirm(token)
