@@ -195,6 +195,24 @@ async def test_nothing_is_said_of_why_credentials_are_wrong(served):
     assert re.search("needs a valid token", str(said))
 
 
+async def test_secrets_are_the_admins(served):
+    async with client() as http:
+        written = {"url": "http://h.example/", "bearer_token": "c4nary"}
+        async with http.post(
+            served.url + "/api/v1/projects", json=written, headers=bearer(served.tokens["write"])
+        ) as answer:
+            assert answer.status == 201
+            assert "c4nary" not in await answer.text()
+            place = answer.headers["Location"]
+        for scope, status in (("read", 403), ("write", 403), ("admin", 200)):
+            async with http.get(served.url + place + "?reveal=true", headers=bearer(served.tokens[scope])) as answer:
+                assert answer.status == status
+                assert ("c4nary" in await answer.text()) == (scope == "admin")
+            async with http.get(served.url + place, headers=bearer(served.tokens[scope])) as answer:
+                assert answer.status == 200
+                assert "c4nary" not in await answer.text()
+
+
 async def test_an_unknown_path_or_method_says_nothing_else(served):
     async with client() as http:
         for method, path, status in (
