@@ -19,6 +19,8 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from cluster import database
+from cluster.access.credentials import Credentials, expect_somebody
+from cluster.access.server_tls import server_certificate
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
@@ -59,6 +61,7 @@ from coordinator.requests import RequestDesk
 from coordinator.status import ClusterCollector, ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
+from coordinator.web.access import Access
 from coordinator.web.call import Backend
 from coordinator.web.pool import ApiPool
 from coordinator.web.server import WebServer
@@ -134,6 +137,7 @@ class CoordinatorService:
         self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
         registry = CollectorRegistry()
         registry.register(ClusterCollector(self.view, self.counts))
+        self._access = Access(settings, Credentials(settings.database_url))
         self.server = WebServer(
             settings.http,
             Backend(
@@ -144,7 +148,9 @@ class CoordinatorService:
                 pool=ApiPool(settings.database_url),
                 registry=registry,
                 closing=asyncio.Event(),
+                access=self._access,
             ),
+            certificate=server_certificate(settings),
         )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
@@ -176,6 +182,7 @@ class CoordinatorService:
         settings = self._settings
         logger.info("starting")
         self._lag.start()
+        await self._expect_somebody()
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
         make_ipc_private(settings.control)
@@ -200,6 +207,27 @@ class CoordinatorService:
         self._requests.open()
         self._begin(self._source.run())
         self._begin(self._each_second())
+
+    async def _expect_somebody(self) -> None:
+        """Nothing is served beyond loopback before there is a token or a user; a supervisor has seen to that already.
+
+        Raises ClusterError.  While the database can't say, what needs authentication is answered with 503.
+        """
+        settings = self._settings
+        if not self._access.required or settings.supervised:
+            return
+        assert settings.database_url is not None
+        conn: database.Connection | None = None
+        try:
+            conn = await database.connect(settings.database_url)
+            await expect_somebody(conn, settings.http)
+        except (ClusterError, *database.DATABASE_ERRORS) as error:
+            if conn is not None and isinstance(error, ClusterError):
+                raise
+            logger.warning("who may use the HTTP API is not known yet, so nobody may: %s", database.describe(error))
+        finally:
+            if conn is not None:
+                conn.terminate()
 
     async def _until_stopped(self, work: Coroutine[Any, Any, ClusterMemory | None]) -> ClusterMemory | None:
         task = self._loop.create_task(work)
@@ -384,6 +412,7 @@ class CoordinatorService:
                 "notifications_malformed": self._source.notifications_malformed,
                 "journal_records_dropped": self._journal.records_dropped,
                 "state_saves_failed": self._save_failures,
+                **self._access.refused,
             },
             invalid_projects=self._source.invalid,
             admin_requests=self._desk.requests_ok,

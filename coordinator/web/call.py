@@ -14,6 +14,7 @@ from coordinator.events import View
 from coordinator.project_requests import Requester
 from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts, document
+from coordinator.web.access import IDENTITY, Access, Identity, access_on_loopback
 from coordinator.web.pool import ApiPool
 from coordinator.web.problems import ProblemError, to_json
 
@@ -28,6 +29,7 @@ class Backend(msgspec.Struct, frozen=True):
     pool: ApiPool
     registry: CollectorRegistry
     closing: asyncio.Event
+    access: Access = msgspec.field(default_factory=access_on_loopback)
 
     def expect_started(self) -> None:
         """Totals never go back: before they are known there are none."""
@@ -50,11 +52,16 @@ class Call(msgspec.Struct, frozen=True):
 
     @property
     def requester(self) -> Requester:
-        return Requester(self.request.get("actor", "local"), self.request.remote)
+        return Requester(self.identity.actor, self.request.remote)
+
+    @property
+    def identity(self) -> Identity:
+        """Who asks, and what they may do; of a route with a scope."""
+        return self.request[IDENTITY]
 
     def expect_scope(self, scope: Scope, what: str) -> None:
-        """Of what asks for more than its route does; whose scope is which is for the middleware of access to say."""
-        if not covers(self.request.get("scope", "admin"), scope):
+        """Of what asks for more than its route does."""
+        if not covers(self.identity.scope, scope):
             raise ProblemError("forbidden", f"the scope {scope} is needed {what}")
 
 

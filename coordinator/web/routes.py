@@ -8,14 +8,13 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from cluster.access.scopes import RouteScope
+from coordinator.web import access, access_endpoints, shapes
 from coordinator.web import cluster_endpoints as cluster_
 from coordinator.web import project_endpoints as projects_
-from coordinator.web import shapes
 from coordinator.web.call import Endpoint
 
 API = "/api/v1"
-
-Scope = Literal["none", "read", "write", "admin"]
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +22,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str
-    scope: Scope
+    scope: RouteScope
     operation: str
     summary: str
     handler: Endpoint
@@ -124,6 +123,23 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path=f"{API}/status", scope="read", operation="getStatus", handler=cluster_.get_status,
         summary="the status document", answer=shapes.StatusAnswer,
     ),
+    Route(
+        method="GET", path=f"{API}/session", scope="none", operation="getSession", handler=access_endpoints.get_session,
+        summary="who is asking, and what they may do", answer=access.SessionView,
+    ),
+    Route(
+        method="POST", path=f"{API}/session", scope="none", operation="logIn", handler=access_endpoints.log_in,
+        summary="log in; the answer sets the session's cookie", body=access.LoginBody, answer=access.SessionView,
+    ),
+    Route(
+        method="DELETE", path=f"{API}/session", scope="none", operation="logOut", handler=access_endpoints.log_out,
+        summary="log out", status=204,
+    ),
+    Route(
+        method="GET", path=f"{API}/audit-log", scope="admin", operation="listAuditLog",
+        handler=access_endpoints.list_audit_log, summary="who changed what, the newest first",
+        query=access.AuditQuery, answer=access.AuditPage,
+    ),
 )  # fmt: skip
 
 _BY_PLACE: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
@@ -136,3 +152,13 @@ def route_of(request: web.Request) -> Route | None:
         return None
     method = "GET" if request.method == "HEAD" else request.method
     return _BY_PLACE.get((method, resource.canonical))
+
+
+def scope_of(request: web.Request) -> RouteScope:
+    """What a request that has a route asks for.  ``admin`` for one that nobody gave a scope."""
+    route = route_of(request)
+    if route is not None:
+        return route.scope
+    resource = request.match_info.route.resource
+    place = "" if resource is None else resource.canonical
+    return "none" if place in {"/", "/static"} or place.startswith("/static/") else "admin"  # the page's own files
