@@ -42,11 +42,11 @@ def masked_project(row: Mapping[str, Any]) -> dict[str, Any]:
 def has_mask(name: str, value: object) -> bool:
     """Whether a field of a project, as someone writes it, has the mask in the place of a secret."""
     match name, value:
-        case ("body" | "bearer_token"), str():
+        case (("body" | "bearer_token"), str()):
             return value == MASK
         case "basic_auth", str():
             return value.endswith(f":{MASK}")
-        case ("url" | "proxy"), str():
+        case (("url" | "proxy"), str()):
             found = _USERINFO.search(value)
             return found is not None and (found[2] == MASK or found[2].endswith(f":{MASK}"))
         case "headers", Mapping():

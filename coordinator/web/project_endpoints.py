@@ -10,22 +10,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from cluster import history
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.masking import MASK, has_mask
-from cluster.project import FIELD_NAMES, ProjectFields, field_of, project_from_map
-from coordinator.project_requests import unknown_projects
+from cluster.project import FIELD_NAMES, ProjectFields, project_from_map
 from coordinator.project_rows import INVALID_KEPT_MAX
 from coordinator.web import project_queries as queries
 from coordinator.web.call import Call
-from coordinator.web.decoding import decode_body
+from coordinator.web.decoding import NAME_SHOWN_CHARS, decode_body
 from coordinator.web.history_maps import period_s, summary_map
 from coordinator.web.paging import bad_cursor, etag_of, expect_match, read_cursor, write_cursor
 from coordinator.web.problems import FieldError, ProblemError, invalid_fields, problem_of, to_json
-from coordinator.web.shapes import BULK_CREATE_MAX, BulkCreate, BulkSwitch
+from coordinator.web.shapes import BulkCreate, BulkSwitch
 
 ANSWER_S = 10.0
 ERRORS_MAX = 20  # of a bulk request
@@ -62,6 +60,7 @@ async def list_projects(call: Call) -> web.StreamResponse:
 async def create_project(call: Call) -> web.StreamResponse:
     fields = _project_of(call.body)
     project_id = await _done(call, lambda: call.backend.desk.projects.insert(fields, call.requester))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id, status=201, headers={"Location": f"{call.request.path}/{project_id}"})
 
 
@@ -81,6 +80,7 @@ async def patch_project(call: Call) -> web.StreamResponse:
             project_id, lambda before: _patched(before, patch), call.requester, _guard(call)
         ),
     )
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
@@ -91,18 +91,21 @@ async def delete_project(call: Call) -> web.StreamResponse:
             [call.path["id"]], call.requester, delete=True, purge=call.query.purge, guard=_guard(call)
         ),
     )
+    call.backend.feed.projects_changed([call.path["id"]])
     return web.Response(status=204)
 
 
 async def enable_project(call: Call) -> web.StreamResponse:
     project_id = call.path["id"]
     await _done(call, lambda: call.backend.desk.projects.enable_all([project_id], call.requester, _guard(call)))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
 async def disable_project(call: Call) -> web.StreamResponse:
     project_id = call.path["id"]
     await _done(call, lambda: call.backend.desk.remove([project_id], call.requester, guard=_guard(call)))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
@@ -113,6 +116,7 @@ async def change_projects(call: Call) -> web.StreamResponse:
     if isinstance(content, dict) and content.get("action") == "create":
         projects = _projects_of(decode_body(BulkCreate, content).projects)
         ids = await _done(call, lambda: desk.projects.insert_all(projects, call.requester))
+        call.backend.feed.projects_changed(ids)
         return to_json({"action": "create", "ids": ids})
     body = decode_body(BulkSwitch, content)
     ids = sorted(set(body.ids))
@@ -120,20 +124,21 @@ async def change_projects(call: Call) -> web.StreamResponse:
         await _done(call, lambda: desk.projects.enable_all(ids, call.requester))
     else:
         await _done(call, lambda: desk.remove(ids, call.requester, delete=body.action == "delete"))
+    call.backend.feed.projects_changed(ids)
     return to_json({"action": body.action, "ids": ids})
 
 
-# ---- fields -----------------------------------------------------------------------------------------------------------
+# ---- fields ---------------------------------------------------------------------------------------------------------
 
 
 def _expect_fields(content: Any) -> dict[str, Any]:
     """A map of fields that there are."""
     if not isinstance(content, dict):
         raise ProblemError("invalid_request", "the body must be a JSON object of the fields of a project")
-    unknown = [name for name in content if name not in FIELD_NAMES]
+    unknown = [name for name in content if name not in FIELD_NAMES][:ERRORS_MAX]
     if unknown:
-        known = ", ".join(FIELD_NAMES)
-        raise invalid_fields([FieldError(ascii(name)[1:61], f"is not known; known are {known}") for name in unknown[:ERRORS_MAX]])
+        text = f"is not known; known are {', '.join(FIELD_NAMES)}"
+        raise invalid_fields([FieldError(ascii(name)[1:-1][:NAME_SHOWN_CHARS], text) for name in unknown])
     return content
 
 
@@ -167,9 +172,9 @@ def _projects_of(contents: list[dict[str, Any]]) -> list[ProjectFields]:
         try:
             projects.append(_project_of(content))
         except ProblemError as problem:
-            errors += [
-                FieldError(f"projects[{number}].{each.field}", each.message) for each in problem.errors
-            ] or [FieldError(f"projects[{number}]", str(problem))]
+            errors += [FieldError(f"projects[{number}].{each.field}", each.message) for each in problem.errors] or [
+                FieldError(f"projects[{number}]", str(problem))
+            ]
         if len(errors) >= ERRORS_MAX:
             break
     if errors:
@@ -195,7 +200,7 @@ def _patched(before: dict[str, Any], patch: dict[str, Any]) -> ProjectFields:
     return _validated(written)
 
 
-# ---- asking and showing -----------------------------------------------------------------------------------------------
+# ---- asking and showing ---------------------------------------------------------------------------------------------
 
 
 def _guard(call: Call) -> Callable[[Any], None]:

@@ -28,7 +28,7 @@ MICROSECONDS_DIGITS = 18
 _POLLED = f"""(s.project_id IS NOT NULL
     OR EXISTS (SELECT FROM project_addresses a WHERE a.project_id = p.id)
     OR EXISTS (SELECT FROM poll_results r
-               WHERE r.project_id = p.id AND r.scheduled_at > now() - interval '{PENDING_DAYS} days'))"""
+               WHERE r.project_id = p.id AND r.scheduled_at > now() - interval '{PENDING_DAYS} days'))"""  # noqa: S608 - ours
 STATE_SQL = f"""CASE WHEN NOT p.enabled THEN 'paused' WHEN s.state = 'down' THEN 'down'
     WHEN {_POLLED} THEN 'up' ELSE 'pending' END"""
 _OF_STATE = {
@@ -123,8 +123,10 @@ async def fetch_project(connection: Connection, project_id: int) -> Any | None:
     return await connection.fetchrow(_ONE, project_id)
 
 
-async def reasons_of(connection: Connection, rows: Sequence[Any], known: dict[int, str], known_max: int) -> dict[int, str]:
-    """Why those of the projects can't be polled that can't.  ``known``: all reasons, if there are less than that many."""
+async def reasons_of(
+    connection: Connection, rows: Sequence[Any], known: dict[int, str], known_max: int
+) -> dict[int, str]:
+    """Why some of the projects can't be polled.  ``known``: all reasons, if there are less than ``known_max``."""
     if len(known) < known_max:
         return known
     return await invalid_rows(connection, [row["id"] for row in rows if row["enabled"]])
@@ -168,3 +170,12 @@ def project_map(row: Any, reasons: dict[int, str], *, reveal: bool = False) -> d
         if row["last_polled_at"] is None
         else {name: row[f"last_{name}"] for name in _LAST_NAMES} | {"polled_at": iso_ms(row["last_polled_at"])},
     }
+
+
+async def fetch_standings(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
+    """Names and states of many projects."""
+    rows = await connection.fetch(
+        f"SELECT p.id, p.name, {STATE_SQL} AS shown_state FROM {_FROM} WHERE p.id = ANY($1::bigint[])",  # noqa: S608
+        ids,
+    )
+    return {row["id"]: row for row in rows}

@@ -11,7 +11,6 @@ import msgspec
 from msgspec import Meta
 
 from cluster.history import ListSummary, Resolution
-from cluster.messages.admin import REMOVED_IDS_MAX, SLOTS_MAX, WORKERS_MAX
 from cluster.http_options import (
     BASIC_AUTH_CHARS_MAX,
     BEARER_TOKEN_CHARS_MAX,
@@ -24,6 +23,7 @@ from cluster.http_options import (
     SERVER_NAME_CHARS_MAX,
     USER_AGENT_CHARS_MAX,
 )
+from cluster.messages.admin import REMOVED_IDS_MAX, SLOTS_MAX, WORKERS_MAX
 from cluster.project import (
     BODY_CHARS_MAX,
     FIELD_NAMES,
@@ -284,7 +284,7 @@ class PollResultRow(msgspec.Struct, frozen=True):
 
 
 class ResultPage(msgspec.Struct, frozen=True):
-    items: list[dict[str, Any]]
+    items: list[PollResultRow]
     next_cursor: str | None
 
 
