@@ -7,6 +7,7 @@ import pytest
 from cluster.project import FIELD_NAMES
 from tests.coordinator_shell.waiting import until
 from tests.web.conftest import problem
+from tests.web.test_history_api import store_days
 
 
 async def test_a_project_is_polled_when_its_creation_is_answered(api, coordinator):
@@ -192,6 +193,7 @@ BAD_QUERIES = [
     ("?sort=name&cursor=WyJuYW1lIiwiXHUwMDAwIiwxXQ", ["cursor"]),  # a NUL
     ("?sort=created_at&cursor=WyJjcmVhdGVkX2F0IiwiOTk5OTk5OTk5OTk5OTk5OTk5IiwxXQ", ["cursor"]),  # a year 33658
     ("?summary=1y", ["summary"]),
+    ("?summary=null&state=null&limit=null", ["summary", "state", "limit"]),
     ("?limit=0&state=x&colour=1", ["limit", "state", "colour"]),
 ]
 
@@ -414,7 +416,7 @@ async def test_filters(api, many):
 
 
 async def test_a_list_shows_the_newest_result(api, sql, coordinator):
-    await sql.execute("CREATE TABLE all_days PARTITION OF poll_results DEFAULT")
+    await store_days(sql)
     made = await api.post("/projects", {"url": "http://a/"})
     await sql.execute(
         "INSERT INTO poll_results (project_id, scheduled_at, polled_at, trigger, status, status_code, "
