@@ -60,8 +60,8 @@ class Call(msgspec.Struct, frozen=True):
         return self.request[IDENTITY]
 
     def expect_scope(self, scope: Scope, what: str) -> None:
-        """Of what asks for more than its route does; whose scope is which is for the middleware of access to say."""
-        if not covers(self.request.get("scope", "admin"), scope):
+        """Of what asks for more than its route does."""
+        if not covers(self.identity.scope, scope):
             raise ProblemError("forbidden", f"the scope {scope} is needed {what}")
 
 
