@@ -126,8 +126,10 @@ class Watched:
 
     async def open(self, place=""):
         await self.page.goto(f"{self.base}/#{place}")
-        await self.page.locator("main h1").wait_for()
-        return self.page
+        try:
+            await self.page.locator("main h1").wait_for()
+        except Exception as error:
+            raise AssertionError(f"no view at {place}: {await self.page.content()} {self.wrong}") from error
 
 
 @pytest_asyncio.fixture(loop_scope="package")

@@ -179,23 +179,23 @@ async def test_secrets_stay_masked_and_are_kept(open_page, base, target):
         "POST",
         "/projects",
         {
-            "url": target.url("/ok/secret").replace("http://", "http://me:hidden@"),
+            "url": target.url("/ok/secret").replace("http://", "http://me:h1dd3n@"),
             "name": "secret",
             "enabled": False,
-            "headers": {"X-Api-Key": "hidden"},
-            "body": "hidden",
+            "headers": {"X-Api-Key": "h1dd3n"},
+            "body": "h1dd3n",
             "method": "POST",
         },
     )
     page = (await open_page(base, f"/projects/{made['id']}/edit")).page
     await page.get_by_label("Name", exact=True).fill("still secret")
-    assert "hidden" not in await page.content()
+    assert "h1dd3n" not in await page.content()
     await page.get_by_role("button", name="Save", exact=True).click()
     await heading(page, "still secret")
-    assert "hidden" not in await page.content()
+    assert "h1dd3n" not in await page.content()
     stored = api(base, "GET", f"/projects/{made['id']}?reveal=true")
-    assert (stored["body"], stored["headers"]) == ("hidden", {"X-Api-Key": "hidden"})
-    assert "me:hidden@" in stored["url"]
+    assert (stored["body"], stored["headers"]) == ("h1dd3n", {"X-Api-Key": "h1dd3n"})
+    assert "me:h1dd3n@" in stored["url"]
     api(base, "DELETE", f"/projects/{made['id']}")
 
 
