@@ -63,6 +63,8 @@ from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
 from coordinator.web.access import Access
 from coordinator.web.call import Backend
+from coordinator.web.feed import EventFeed
+from coordinator.web.history_endpoints import changes_reader
 from coordinator.web.pool import ApiPool
 from coordinator.web.server import WebServer
 
@@ -137,6 +139,10 @@ class CoordinatorService:
         self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
         registry = CollectorRegistry()
         registry.register(ClusterCollector(self.view, self.counts))
+        pool = ApiPool(settings.database_url)
+        self._feed = EventFeed(
+            lambda: None if self._core is None else document(self.view(), self.counts()), changes_reader(pool)
+        )
         self._access = Access(settings, Credentials(settings.database_url))
         self.server = WebServer(
             settings.http,
@@ -145,9 +151,9 @@ class CoordinatorService:
                 counts=self.counts,
                 started=lambda: self._core is not None,
                 desk=self._requests,
-                pool=ApiPool(settings.database_url),
+                pool=pool,
                 registry=registry,
-                closing=asyncio.Event(),
+                feed=self._feed,
                 access=self._access,
             ),
             certificate=server_certificate(settings),
@@ -370,6 +376,8 @@ class CoordinatorService:
             self._submit(ProjectsChanged(records, removed, initial=initial, ended=ended or [], token=token))
         finally:
             self._collecting = None
+        if not initial:
+            self._feed.projects_changed([*applied.added, *applied.changed, *applied.removed])
         return applied
 
     def load_progressed(self, loaded: int, total: int | None) -> None:

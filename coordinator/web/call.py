@@ -1,6 +1,5 @@
 """One request to the API, decoded, and what its handler may use."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from coordinator.project_requests import Requester
 from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts, document
 from coordinator.web.access import IDENTITY, Access, Identity, access_on_loopback
+from coordinator.web.feed import EventFeed
 from coordinator.web.pool import ApiPool
 from coordinator.web.problems import ProblemError, to_json
 
@@ -28,7 +28,7 @@ class Backend(msgspec.Struct, frozen=True):
     desk: RequestDesk
     pool: ApiPool
     registry: CollectorRegistry
-    closing: asyncio.Event
+    feed: EventFeed
     access: Access = msgspec.field(default_factory=access_on_loopback)
 
     def expect_started(self) -> None:

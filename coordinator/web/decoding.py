@@ -6,7 +6,8 @@ are wrong are named at once.  Unknown names, and query parameters given twice, a
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from datetime import datetime
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 import orjson
@@ -79,7 +80,8 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
             errors.append(FieldError(_shown(name), f"is not known here; known are {known}"))
             continue
         try:
-            values[name] = msgspec.convert(value, fields[name], strict=strict)
+            field = fields[name]
+            values[name] = msgspec.convert(value, field.type, strict=strict or field.is_instant)
         except msgspec.ValidationError as error:
             errors.append(FieldError(name, _message(error)))
     errors += [
@@ -96,14 +98,25 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
         raise invalid_fields([FieldError(name, text)]) from error
 
 
-_FIELDS: dict[type[msgspec.Struct], dict[str, Any]] = {}
+class FieldType(msgspec.Struct, frozen=True):
+    """``is_instant``: a number in a query is none, although msgspec would take it for one."""
+
+    type: Any
+    is_instant: bool
 
 
-def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, Any]:
+_FIELDS: dict[type[msgspec.Struct], dict[str, FieldType]] = {}
+
+
+def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, FieldType]:
     if wanted not in _FIELDS:
         hints = get_type_hints(wanted, include_extras=True)
-        _FIELDS[wanted] = {name: hints[name] for name in wanted.__struct_fields__}
+        _FIELDS[wanted] = {name: FieldType(hints[name], _is_instant(hints[name])) for name in wanted.__struct_fields__}
     return _FIELDS[wanted]
+
+
+def _is_instant(hint: Any) -> bool:
+    return hint is datetime or any(_is_instant(part) for part in get_args(hint))
 
 
 def _message(error: msgspec.ValidationError) -> str:

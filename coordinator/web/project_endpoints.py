@@ -60,6 +60,7 @@ async def list_projects(call: Call) -> web.StreamResponse:
 async def create_project(call: Call) -> web.StreamResponse:
     fields = _project_of(call.body)
     project_id = await _done(call, lambda: call.backend.desk.projects.insert(fields, call.requester))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id, status=201, headers={"Location": f"{call.request.path}/{project_id}"})
 
 
@@ -79,6 +80,7 @@ async def patch_project(call: Call) -> web.StreamResponse:
             project_id, lambda before: _patched(before, patch), call.requester, _guard(call)
         ),
     )
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
@@ -89,18 +91,21 @@ async def delete_project(call: Call) -> web.StreamResponse:
             [call.path["id"]], call.requester, delete=True, purge=call.query.purge, guard=_guard(call)
         ),
     )
+    call.backend.feed.projects_changed([call.path["id"]])
     return web.Response(status=204)
 
 
 async def enable_project(call: Call) -> web.StreamResponse:
     project_id = call.path["id"]
     await _done(call, lambda: call.backend.desk.projects.enable_all([project_id], call.requester, _guard(call)))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
 async def disable_project(call: Call) -> web.StreamResponse:
     project_id = call.path["id"]
     await _done(call, lambda: call.backend.desk.remove([project_id], call.requester, guard=_guard(call)))
+    call.backend.feed.projects_changed([project_id])
     return await _shown_changed(call, project_id)
 
 
@@ -111,6 +116,7 @@ async def change_projects(call: Call) -> web.StreamResponse:
     if isinstance(content, dict) and content.get("action") == "create":
         projects = _projects_of(decode_body(BulkCreate, content).projects)
         ids = await _done(call, lambda: desk.projects.insert_all(projects, call.requester))
+        call.backend.feed.projects_changed(ids)
         return to_json({"action": "create", "ids": ids})
     body = decode_body(BulkSwitch, content)
     ids = sorted(set(body.ids))
@@ -118,6 +124,7 @@ async def change_projects(call: Call) -> web.StreamResponse:
         await _done(call, lambda: desk.projects.enable_all(ids, call.requester))
     else:
         await _done(call, lambda: desk.remove(ids, call.requester, delete=body.action == "delete"))
+    call.backend.feed.projects_changed(ids)
     return to_json({"action": body.action, "ids": ids})
 
 

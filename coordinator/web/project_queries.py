@@ -170,3 +170,12 @@ def project_map(row: Any, reasons: dict[int, str], *, reveal: bool = False) -> d
         if row["last_polled_at"] is None
         else {name: row[f"last_{name}"] for name in _LAST_NAMES} | {"polled_at": iso_ms(row["last_polled_at"])},
     }
+
+
+async def fetch_standings(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
+    """Names and states of many projects."""
+    rows = await connection.fetch(
+        f"SELECT p.id, p.name, {STATE_SQL} AS shown_state FROM {_FROM} WHERE p.id = ANY($1::bigint[])",  # noqa: S608
+        ids,
+    )
+    return {row["id"]: row for row in rows}

@@ -8,9 +8,11 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
+from cluster import history
 from cluster.access.scopes import RouteScope
 from coordinator.web import access, access_endpoints, shapes
 from coordinator.web import cluster_endpoints as cluster_
+from coordinator.web import history_endpoints as history_
 from coordinator.web import project_endpoints as projects_
 from coordinator.web.call import Endpoint
 
@@ -92,6 +94,34 @@ ROUTES: tuple[Route, ...] = (
         method="POST", path=f"{API}/projects/{{id}}/disable", scope="write", operation="disableProject",
         handler=projects_.disable_project, summary="stop polling a project", answer=shapes.Project, etag=True,
         if_match=True,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/results", scope="read", operation="listResults",
+        handler=history_.list_results, summary="results of a project, the newest first", query=shapes.ResultsQuery,
+        answer=shapes.ResultPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/missed", scope="read", operation="listMissed",
+        handler=history_.list_missed, summary="ticks of a project that were not polled, as ranges, the newest first",
+        query=shapes.RangeQuery, answer=shapes.MissedPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/summary", scope="read", operation="getSummary",
+        handler=history_.get_summary, summary="uptime and response times of a project over a time",
+        query=shapes.SummaryQuery, answer=history.Summary,
+    ),
+    Route(
+        method="GET", path=f"{API}/overview", scope="read", operation="getOverview", handler=history_.get_overview,
+        summary="uptime and response times of many projects", query=shapes.OverviewQuery, answer=shapes.OverviewPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/changes", scope="read", operation="listChanges", handler=history_.list_changes,
+        summary="when projects went down and came up, the newest first", query=shapes.ChangesQuery,
+        answer=shapes.ChangePage,
+    ),
+    Route(
+        method="GET", path=f"{API}/events", scope="read", operation="streamEvents", handler=cluster_.stream_events,
+        summary="server-sent events: status, change, projects", media_type="text/event-stream",
     ),
     Route(
         method="GET", path=f"{API}/workers", scope="read", operation="listWorkers", handler=cluster_.list_workers,

@@ -93,7 +93,7 @@ class WebServer:
 
     async def close(self) -> None:
         """Streams end, requests in progress have CLOSE_S."""
-        self._backend.closing.set()
+        self._backend.feed.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

@@ -284,7 +284,7 @@ class PollResultRow(msgspec.Struct, frozen=True):
 
 
 class ResultPage(msgspec.Struct, frozen=True):
-    items: list[dict[str, Any]]
+    items: list[PollResultRow]
     next_cursor: str | None
 
 

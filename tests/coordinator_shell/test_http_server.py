@@ -12,6 +12,7 @@ from cluster.errors import ClusterError
 from coordinator.requests import RequestDesk
 from coordinator.status import ClusterCollector, ShellCounts
 from coordinator.web.call import Backend
+from coordinator.web.feed import EventFeed
 from coordinator.web.pool import ApiPool
 from coordinator.web.server import WebServer
 from tests.coordinator_shell.test_status_document import view
@@ -41,7 +42,7 @@ class Served:
                 desk=RequestDesk(None, None, lambda: self.view, NOWHERE, supervised=True),
                 pool=ApiPool(NOWHERE),
                 registry=registry,
-                closing=asyncio.Event(),
+                feed=EventFeed(lambda: None, None),
             ),
         )
         self.url = f"http://{address}"

@@ -7,6 +7,7 @@ import pytest
 from cluster.project import FIELD_NAMES
 from tests.coordinator_shell.waiting import until
 from tests.web.conftest import problem
+from tests.web.test_history_api import store_days
 
 
 async def test_a_project_is_polled_when_its_creation_is_answered(api, coordinator):
@@ -414,7 +415,7 @@ async def test_filters(api, many):
 
 
 async def test_a_list_shows_the_newest_result(api, sql, coordinator):
-    await sql.execute("CREATE TABLE all_days PARTITION OF poll_results DEFAULT")
+    await store_days(sql)
     made = await api.post("/projects", {"url": "http://a/"})
     await sql.execute(
         "INSERT INTO poll_results (project_id, scheduled_at, polled_at, trigger, status, status_code, "
