@@ -61,7 +61,7 @@ async def test_figures_are_not_spoken_each_second(open_page, base):
             new MutationObserver(() => { window.ticks += 1; }).observe(document.querySelector('.tiles'), {childList: true});
         }"""
     )
-    await page.wait_for_function("window.ticks >= 3")
+    await page.wait_for_function("() => window.ticks >= 3")
     assert await page.evaluate("window.spoken") == 0
     assert await page.locator("[aria-live]:not([aria-live=off])").count() == 1
 
@@ -88,7 +88,7 @@ def post(base, path, body):
 
 async def test_scaling_from_the_page(open_page, cluster, base):
     page = (await open_page(base, "/workers")).page
-    slots = page.get_by_label("Requests in flight")
+    slots = page.get_by_role("spinbutton", name="Requests in flight")
 
     async def filled():
         return await slots.input_value()
@@ -140,7 +140,7 @@ async def test_it_says_that_the_coordinator_is_away_and_goes_on_when_it_is_back(
     # It hangs for as long as it takes to be seen, and is then killed: the stream falls silent, and then it ends.
     pid = await asyncio.to_thread(cluster.signal, "coordinator", signal.SIGSTOP)
     try:
-        await page.wait_for_function("window.lost.startsWith('Connection to the coordinator lost')", timeout=20_000)
+        await page.wait_for_function("() => window.lost.startsWith('Connection to the coordinator lost')", timeout=20_000)
     finally:
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
