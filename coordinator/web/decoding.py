@@ -7,7 +7,8 @@ are wrong are named at once.  Unknown names, and query parameters given twice, a
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 import msgspec
 import orjson
@@ -81,7 +82,10 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
             continue
         try:
             field = fields[name]
-            values[name] = msgspec.convert(value, field.type, strict=strict or field.is_instant)
+            if strict:
+                values[name] = msgspec.convert(value, field.type)
+            else:
+                values[name] = msgspec.convert(value, field.given, strict=field.is_instant)
         except msgspec.ValidationError as error:
             errors.append(FieldError(name, _message(error)))
     errors += [
@@ -99,9 +103,10 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
 
 
 class FieldType(msgspec.Struct, frozen=True):
-    """``is_instant``: a number in a query is none, although msgspec would take it for one."""
+    """``given``: of what is written in a query, where nothing is null.  A number there is no instant to us."""
 
     type: Any
+    given: Any
     is_instant: bool
 
 
@@ -111,8 +116,17 @@ _FIELDS: dict[type[msgspec.Struct], dict[str, FieldType]] = {}
 def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, FieldType]:
     if wanted not in _FIELDS:
         hints = get_type_hints(wanted, include_extras=True)
-        _FIELDS[wanted] = {name: FieldType(hints[name], _is_instant(hints[name])) for name in wanted.__struct_fields__}
+        _FIELDS[wanted] = {name: _field_type(hints[name]) for name in wanted.__struct_fields__}
     return _FIELDS[wanted]
+
+
+def _field_type(hint: Any) -> FieldType:
+    return FieldType(hint, _without_none(hint), _is_instant(hint))
+
+
+def _without_none(hint: Any) -> Any:
+    kinds = get_args(hint)
+    return Union[tuple(kind for kind in kinds if kind is not NoneType)] if NoneType in kinds else hint  # noqa: UP007
 
 
 def _is_instant(hint: Any) -> bool:

@@ -33,7 +33,7 @@ async def list_projects(call: Call) -> web.StreamResponse:
     query = call.query
     after = None
     if query.cursor is not None:
-        after = read_cursor(query.cursor, queries.Place)
+        after = read_cursor(query.cursor, queries.ListPlace)
         if after.sort != query.sort:
             raise bad_cursor()
     selection = queries.selection_of(query)

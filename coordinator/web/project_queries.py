@@ -51,7 +51,7 @@ _ONE = f"SELECT page.*, {_LAST_COLUMNS} FROM (SELECT {_WHOLE} FROM {_FROM} WHERE
 _LIKE_SPECIAL = re.compile(r"([\\%_])")
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class ListPlace(msgspec.Struct, frozen=True, array_like=True):
     """Where a page of projects ends: what its cursor holds."""
 
     sort: str
@@ -85,7 +85,7 @@ def selection_of(query: ProjectsQuery) -> ProjectSelection:
 
 
 async def fetch_page(
-    connection: Connection, query: ProjectsQuery, selection: ProjectSelection, after: Place | None
+    connection: Connection, query: ProjectsQuery, selection: ProjectSelection, after: ListPlace | None
 ) -> list[Any]:
     """Rows of a page, and one more if there is another page."""
     column = query.sort.removeprefix("-")
@@ -143,14 +143,14 @@ def _key(column: str, value: str) -> Any:
     return instant_of_us(int(value))
 
 
-def place_of(row: Any, sort: str) -> Place:
+def place_of(row: Any, sort: str) -> ListPlace:
     column = sort.removeprefix("-")
     value = row[column]
     if column == "id":
         value = ""
     elif column != "name":
         value = str(microseconds_of(value))
-    return Place(sort, value, row["id"])
+    return ListPlace(sort, value, row["id"])
 
 
 def project_map(row: Any, reasons: dict[int, str], *, reveal: bool = False) -> dict[str, Any]:

@@ -3,40 +3,17 @@
 The server, the OpenAPI document, the check of scopes and the list in API.md are all made of it, or held against it.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from cluster import history
 from cluster.access.scopes import RouteScope
-from coordinator.web import access, access_endpoints, shapes
+from coordinator.web import access, access_endpoints, docs_endpoints, shapes
 from coordinator.web import cluster_endpoints as cluster_
 from coordinator.web import history_endpoints as history_
 from coordinator.web import project_endpoints as projects_
-from coordinator.web.call import Endpoint
-
-API = "/api/v1"
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """``body_as_map``: the handler takes the decoded map, and ``body`` only describes it."""
-
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
-    path: str
-    scope: RouteScope
-    operation: str
-    summary: str
-    handler: Endpoint
-    query: type[msgspec.Struct] | None = None
-    body: Any = None
-    body_as_map: bool = False
-    answer: Any = None
-    status: int = 200
-    media_type: str = "application/json"
-    etag: bool = False  # of the answer
-    if_match: bool = False  # is heard
-
+from coordinator.web.route import API, Route
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -169,6 +146,22 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path=f"{API}/audit-log", scope="admin", operation="listAuditLog",
         handler=access_endpoints.list_audit_log, summary="who changed what, the newest first",
         query=access.AuditQuery, answer=access.AuditPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/openapi.json", scope="none", operation="getOpenapi",
+        handler=docs_endpoints.get_openapi, summary="this API as an OpenAPI 3.1 document", answer=dict[str, Any],
+    ),
+    Route(
+        method="GET", path=f"{API}/docs", scope="none", operation="getDocs", handler=docs_endpoints.get_docs,
+        summary="a page to read and try the API", media_type="text/html",
+    ),
+    Route(
+        method="GET", path=f"{API}/docs/docs.js", scope="none", operation="getDocsScript",
+        handler=docs_endpoints.get_docs_script, summary="its script", media_type="text/javascript",
+    ),
+    Route(
+        method="GET", path=f"{API}/docs/docs.css", scope="none", operation="getDocsStyle",
+        handler=docs_endpoints.get_docs_style, summary="its style", media_type="text/css",
     ),
 )  # fmt: skip
 

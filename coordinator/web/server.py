@@ -20,13 +20,17 @@ from cluster.config import split_address
 from cluster.errors import ClusterError
 from coordinator.web.call import Backend, Call
 from coordinator.web.decoding import BODY_BYTES_MAX, decode_body, decode_path, decode_query, read_json
+from coordinator.web.docs_endpoints import OPENAPI
+from coordinator.web.openapi import openapi_json
 from coordinator.web.page_files import PageFiles, wants_page
 from coordinator.web.problems import API_PREFIX, Handler, ProblemError, errors_as_problems, to_json
-from coordinator.web.routes import ROUTES, Route, scope_of
+from coordinator.web.route import Route
+from coordinator.web.routes import ROUTES, scope_of
 from coordinator.web.shapes import PATH_TYPES, NoQuery
 
 LINE_BYTES_MAX = 8_190
 KEEP_ALIVE_S = 30.0
+NOT_A_WORD = "{id:(?!bulk$)[^{}/]+}"  # so that PATCH of /projects/bulk is told what is possible there
 CLOSE_S = 1.0
 REQUESTS_MAX = 512
 
@@ -57,11 +61,13 @@ class WebServer:
         app.on_response_prepare.append(self._backend.access.secure_answer)
         app.router.add_get("/", self._index)
         app.router.add_get("/static/{version}/{name}", self._page.static)
+        app[OPENAPI] = openapi_json(ROUTES)
         for route in ROUTES:
+            path = route.path.replace("{id}", NOT_A_WORD)
             if route.method == "GET":
-                app.router.add_get(route.path, self._bound(route))  # HEAD too
+                app.router.add_get(path, self._bound(route))  # HEAD too
             else:
-                app.router.add_route(route.method, route.path, self._bound(route))
+                app.router.add_route(route.method, path, self._bound(route))
         quiet = logging.getLogger("coordinator.web.protocol")
         quiet.setLevel(logging.CRITICAL)  # bad requests are the client's fault, and are answered
         runner = web.AppRunner(

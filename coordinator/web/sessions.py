@@ -80,6 +80,8 @@ class Sessions:
         return session.id not in self._ended and session.expires_at_s > self._wall_s()
 
     def end(self, session: Session) -> None:
+        if session.id in self._ended:
+            return
         now_s = self._wall_s()
         while self._ended and (len(self._ended) >= ENDED_MAX or next(iter(self._ended.values())) <= now_s):
             self._ended.popitem(last=False)

@@ -192,9 +192,12 @@ NewProject = msgspec.defstruct(
     kw_only=True,
     forbid_unknown_fields=True,
 )
+_PATCH_TYPES = FIELD_TYPES | {
+    "headers": Annotated[dict[str, str | None], Meta(description="Those that are given; null takes one away.")]
+}
 ProjectPatch = msgspec.defstruct(
     "ProjectPatch",
-    [(name, FIELD_TYPES[name] | (None if name != "url" else msgspec.UnsetType), msgspec.UNSET) for name in FIELD_NAMES],
+    [(name, _PATCH_TYPES[name] if name == "url" else _PATCH_TYPES[name] | None, msgspec.UNSET) for name in FIELD_NAMES],
     kw_only=True,
     forbid_unknown_fields=True,
     omit_defaults=True,

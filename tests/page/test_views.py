@@ -58,10 +58,11 @@ async def grave_findings(page):
 async def test_every_view_is_whole_and_accessible(open_page, cluster, views, width):
     watched = await open_page(f"http://{cluster.http}", "/", width=width)
     page = watched.page
-    for name, (address, seen) in views.items():
+    for number, (name, (address, seen)) in enumerate(views.items()):
         await page.evaluate("address => { location.hash = address }", f"#{address}")
         await page.locator(seen).first.wait_for(timeout=20_000)
-        for theme in ("light", "dark"):
+        # What is narrow differs in its layout, not in its colours: there the themes take turns.
+        for theme in ("light", "dark") if width == 1400 else (("light", "dark")[number % 2],):
             if await page.locator("html").get_attribute("data-theme") != theme:
                 await page.locator("#theme-button").click()
             assert await page.locator("html").get_attribute("data-theme") == theme
@@ -118,6 +119,7 @@ async def test_the_theme_follows_the_system_and_then_the_viewer(open_page, clust
     ground = "getComputedStyle(document.body).backgroundColor"
     assert await page.evaluate(ground) == DARK_GROUND
     await page.emulate_media(color_scheme="light")
+    await page.locator("html[data-theme=light]").wait_for()
     assert await page.evaluate(ground) != DARK_GROUND
     await page.keyboard.press("t")
     assert await page.evaluate(ground) == DARK_GROUND

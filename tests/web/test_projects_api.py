@@ -193,6 +193,7 @@ BAD_QUERIES = [
     ("?sort=name&cursor=WyJuYW1lIiwiXHUwMDAwIiwxXQ", ["cursor"]),  # a NUL
     ("?sort=created_at&cursor=WyJjcmVhdGVkX2F0IiwiOTk5OTk5OTk5OTk5OTk5OTk5IiwxXQ", ["cursor"]),  # a year 33658
     ("?summary=1y", ["summary"]),
+    ("?summary=null&state=null&limit=null", ["summary", "state", "limit"]),
     ("?limit=0&state=x&colour=1", ["limit", "state", "colour"]),
 ]
 
