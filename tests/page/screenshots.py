@@ -1,7 +1,7 @@
-"""Makes the pictures of the README anew: ``python -m tests.page.screenshots [--seconds 330] [--into deploy/screenshots]``.
+"""Makes the pictures of the README anew: ``python -m tests.page.screenshots [--seconds 330] [--into DIRECTORY]``.
 
-It does what the README tells a new user to do (new_user.py), lets it run for so long that there is something to see, and
-takes the pictures.  Needs Chromium.
+It does what the README tells a new user to do (new_user.py), lets it run for so long that there is something to see,
+and takes the pictures.  Needs Chromium.
 """
 
 import argparse

@@ -19,8 +19,7 @@ from cluster import config
 from cluster.settings import Settings
 from tests.conftest import _fresh_database, execute_once, run_apart
 from tests.integration.harness import free_port, wait_until
-from tests.page.conftest import chromium, until
-from tests.page.test_projects_flow import api
+from tests.page.conftest import api, chromium, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -90,7 +89,10 @@ async def test_a_search_among_a_hundred_thousand_is_answered_while_one_types(ope
     await page.locator("#search").fill("")
     await page.locator(".figures", has_text="100,000 projects").wait_for()
     assert await first.inner_text() == "service 1 beta"
-    print(f"searches among {PROJECTS:,}: median {statistics.median(seen) * 1000:.0f} ms, slowest {max(seen) * 1000:.0f} ms")
+    print(
+        f"searches among {PROJECTS:,}:"
+        f" median {statistics.median(seen) * 1000:.0f} ms, slowest {max(seen) * 1000:.0f} ms"
+    )
     assert max(seen) < SHOWN_S, seen
 
 
@@ -131,7 +133,11 @@ async def test_an_answer_that_was_overtaken_is_not_shown(open_page, crowded):
 
     await until(is_held, "the question to be asked")
     await page.locator("#search").fill("service 4242")
-    await page.locator("tbody a", has_text="service 4242 gamma").or_(page.locator("tbody a", has_text="service 4242 alpha")).first.wait_for()
+    await (
+        page.locator("tbody a", has_text="service 4242 gamma")
+        .or_(page.locator("tbody a", has_text="service 4242 alpha"))
+        .first.wait_for()
+    )
     for route in held:
         await route.fulfill(status=200, content_type="application/json", body='{"items": [], "next_cursor": null}')
     assert await page.get_by_text("No project matches.").count() == 0

@@ -2,13 +2,11 @@
 against somebody else.
 """
 
-import json
 import re
-import urllib.request
 
 import pytest
 
-from tests.page.conftest import until
+from tests.page.conftest import api, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -16,19 +14,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 @pytest.fixture
 def base(cluster):
     return f"http://{cluster.http}"
-
-
-def api(base, method, path, body=None):
-    """As another client would."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{base}/api/v1{path}",
-        method=method,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-        text = answer.read()
-    return json.loads(text) if text else None
 
 
 async def heading(page, text):
@@ -131,10 +116,8 @@ async def test_what_is_wrong_is_said_at_its_field(open_page, base):
     await page.get_by_role("button", name="Add", exact=True).click()
     assert await url.get_attribute("aria-invalid") == "true"
     assert await url.evaluate("element => element === document.activeElement")
-    described = await url.evaluate(
-        "element => element.getAttribute('aria-describedby').split(' ').map(id => document.getElementById(id).textContent)"
-    )
-    assert "URL is needed" in described
+    described = await url.get_attribute("aria-describedby")
+    assert "URL is needed" in [await page.locator(f"#{each}").inner_text() for each in described.split()]
 
     await url.fill("http://")
     await page.get_by_role("button", name="Add", exact=True).click()
