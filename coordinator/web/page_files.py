@@ -96,7 +96,12 @@ def _page_file(name: str, body: bytes) -> PageFile:
 
 
 def _answer(request: web.Request, file: PageFile, caching: str) -> web.Response:
-    headers = {**SECURITY_HEADERS, "Cache-Control": caching, "ETag": f'"{file.etag}"', "Vary": "Accept, Accept-Encoding"}
+    headers = {
+        **SECURITY_HEADERS,
+        "Cache-Control": caching,
+        "ETag": f'"{file.etag}"',
+        "Vary": "Accept, Accept-Encoding",
+    }
     if any(tag.value in {file.etag, "*"} for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
     body = file.body

@@ -6,16 +6,21 @@ A page that a test opened is held to account at its end: nothing on the console,
 test says it expects.
 """
 
+import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Error as PlaywrightError
+from playwright.async_api import async_playwright
 
 from tests.conftest import _fresh_database, execute_once, run_apart
 from tests.integration.harness import Cluster
@@ -26,6 +31,7 @@ LOCALE = "en-GB"
 TIME_ZONE = "Europe/Berlin"  # not UTC, so that what is shown in the viewer's zone differs
 HEIGHTS = {390: 844, 1400: 900}
 DEADLINE_MS = 15_000
+POLL_S = 0.05
 
 CANARY = '<img src=x onerror="document.title=1"><script>document.title=2</script>&amp;\'"'
 
@@ -44,8 +50,6 @@ def chromium():
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def browser():
     path = chromium()
-    from playwright.async_api import async_playwright  # noqa: PLC0415 - where there is no browser it isn't needed
-
     async with async_playwright() as playwright:
         options = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = await playwright.chromium.launch(executable_path=path, args=[*options, "--disable-dev-shm-usage"])
@@ -69,11 +73,11 @@ def cluster(package_database_url, target):
     """Two workers, and projects of each kind; tests add and change their own."""
     chromium()
     seed = [
-        *(("steady %d" % number, target.url(f"/ok/steady{number}"), 2, True, "200") for number in range(6)),
+        *((f"steady {number}", target.url(f"/ok/steady{number}"), 2, True, "200") for number in range(6)),
         ("broken", target.url("/status/503/broken"), 2, True, "200"),
         ("paused", target.url("/ok/paused"), 60, False, "200"),
         (CANARY, target.url("/ok/canary?<script>").replace("<", "%3C").replace(">", "%3E"), 2, True, "200"),
-    ]  # fmt: skip
+    ]
     values = ", ".join(
         f"({quoted(name)}, {quoted(url)}, {interval}, {enabled}, {quoted(expected)})"
         for name, url, interval, enabled, expected in seed
@@ -115,7 +119,7 @@ class Watched:
 
     def _note_failed(self, request):
         # What a view asked for when it was left is called off: that is meant.
-        if request.failure not in {"net::ERR_ABORTED"}:
+        if request.failure != "net::ERR_ABORTED":
             self.wrong.append(f"{request.failure} {request.url}")
 
     def expect(self, *patterns):
@@ -126,8 +130,10 @@ class Watched:
 
     async def open(self, place=""):
         await self.page.goto(f"{self.base}/#{place}")
-        await self.page.locator("main h1").wait_for()
-        return self.page
+        try:
+            await self.page.locator("main h1").wait_for()
+        except PlaywrightError as error:
+            raise AssertionError(f"no view at {place}: {self.wrong} {await self.page.content()}") from error
 
 
 @pytest_asyncio.fixture(loop_scope="package")
@@ -160,4 +166,18 @@ async def until(condition, what, deadline_s=15.0):
     end = time.monotonic() + deadline_s
     while not (found := await condition()):
         assert time.monotonic() < end, f"waited {deadline_s} s for {what}"
+        await asyncio.sleep(POLL_S)
     return found
+
+
+def api(base, method, path, body=None):
+    """As another client would."""
+    request = urllib.request.Request(
+        f"{base}/api/v1{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None

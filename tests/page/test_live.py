@@ -4,16 +4,14 @@ Also what an operator steers here: draining a worker and scaling.
 """
 
 import asyncio
-import json
 import os
 import re
 import signal
-import urllib.request
 
 import pytest
 
 from tests.integration.harness import is_alive
-from tests.page.conftest import until
+from tests.page.conftest import api, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -25,7 +23,11 @@ def base(cluster):
 
 async def number_of(page, title):
     """The value of a tile, with its digits alone."""
-    text = await page.locator(".tile", has=page.locator("dt", has_text=re.compile(f"^{title}$"))).locator(".tile-value").inner_text()
+    text = (
+        await page.locator(".tile", has=page.locator("dt", has_text=re.compile(f"^{title}$")))
+        .locator(".tile-value")
+        .inner_text()
+    )
     digits = re.sub(r"[^\d.]", "", text)
     return float(digits) if digits else None
 
@@ -42,7 +44,9 @@ async def test_totals_and_load_move_by_themselves(open_page, base):
     await until(more, "more polls")
     workers = page.locator("#main table.worker-table tbody tr")
     assert await workers.count() == 2
-    assert re.fullmatch(r"\d+ of \d+ requests in flight", await workers.first.locator("meter").get_attribute("aria-label"))
+    assert re.fullmatch(
+        r"\d+ of \d+ requests in flight", await workers.first.locator("meter").get_attribute("aria-label")
+    )
     await page.locator("svg.rate polyline").first.wait_for()
     label = await page.locator("svg.rate").get_attribute("aria-label")
     assert label.startswith("Polls per second over the last")
@@ -57,11 +61,13 @@ async def test_figures_are_not_spoken_each_second(open_page, base):
             window.spoken = 0;
             window.ticks = 0;
             const region = document.getElementById('spoken');
-            new MutationObserver(() => { window.spoken += 1; }).observe(region, {childList: true, characterData: true, subtree: true});
-            new MutationObserver(() => { window.ticks += 1; }).observe(document.querySelector('.tiles'), {childList: true});
+            const all = {childList: true, characterData: true, subtree: true};
+            new MutationObserver(() => { window.spoken += 1; }).observe(region, all);
+            const tiles = document.querySelector('.tiles');
+            new MutationObserver(() => { window.ticks += 1; }).observe(tiles, {childList: true});
         }"""
     )
-    await page.wait_for_function("window.ticks >= 3")
+    await page.wait_for_function("() => window.ticks >= 3")
     assert await page.evaluate("window.spoken") == 0
     assert await page.locator("[aria-live]:not([aria-live=off])").count() == 1
 
@@ -69,26 +75,22 @@ async def test_figures_are_not_spoken_each_second(open_page, base):
 async def test_a_project_that_goes_down_is_seen_to(open_page, base, target):
     """The list learns of it by the stream, without being asked to."""
     made = await asyncio.to_thread(
-        post, base, "/projects", {"url": target.url("/fail/100000/turns"), "name": "turns", "interval": 1, "down_after": 3}
+        api,
+        base,
+        "POST",
+        "/projects",
+        {"url": target.url("/fail/100000/turns"), "name": "turns", "interval": 1, "down_after": 3},
     )
     page = (await open_page(base, "/projects?search=turns")).page
     await page.locator("tbody .pill", has_text="Down").wait_for(timeout=20_000)
     await page.locator("#places").get_by_role("link", name="Changes").click()
     await page.locator("tbody tr", has_text="turns").first.wait_for()
-    await asyncio.to_thread(post, base, "/projects/bulk", {"action": "delete", "ids": [made["id"]]})
-
-
-def post(base, path, body):
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{base}/api/v1{path}", method="POST", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-        return json.loads(answer.read())
+    await asyncio.to_thread(api, base, "POST", "/projects/bulk", {"action": "delete", "ids": [made["id"]]})
 
 
 async def test_scaling_from_the_page(open_page, cluster, base):
     page = (await open_page(base, "/workers")).page
-    slots = page.get_by_label("Requests in flight")
+    slots = page.get_by_role("spinbutton", name="Requests in flight")
 
     async def filled():
         return await slots.input_value()
@@ -140,7 +142,9 @@ async def test_it_says_that_the_coordinator_is_away_and_goes_on_when_it_is_back(
     # It hangs for as long as it takes to be seen, and is then killed: the stream falls silent, and then it ends.
     pid = await asyncio.to_thread(cluster.signal, "coordinator", signal.SIGSTOP)
     try:
-        await page.wait_for_function("window.lost.startsWith('Connection to the coordinator lost')", timeout=20_000)
+        await page.wait_for_function(
+            "() => window.lost.startsWith('Connection to the coordinator lost')", timeout=20_000
+        )
     finally:
         if is_alive(pid):
             os.kill(pid, signal.SIGKILL)
@@ -152,4 +156,3 @@ async def test_it_says_that_the_coordinator_is_away_and_goes_on_when_it_is_back(
         return await number_of(page, "Polls") > before
 
     await until(more, "more polls, counted by the new coordinator")
-

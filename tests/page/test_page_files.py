@@ -148,7 +148,9 @@ def test_nothing_is_inline():
 def test_every_import_is_there(name):
     """What a module names of another is exported by it."""
     for names, other in re.findall(r"^import \{([^}]+)\} from \"\./([\w.]+)\";", MODULES[name], re.MULTILINE):
-        exported = set(re.findall(r"^export (?:async )?(?:function|const|class|let) (\w+)", MODULES[other], re.MULTILINE))
+        exported = set(
+            re.findall(r"^export (?:async )?(?:function|const|class|let) (\w+)", MODULES[other], re.MULTILINE)
+        )
         wanted = {each.strip() for each in names.split(",") if each.strip()}
         assert wanted <= exported, (other, wanted - exported)
         unused = {each for each in wanted if len(re.findall(rf"\b{each}\b", MODULES[name])) < 2}

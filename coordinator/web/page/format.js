@@ -30,6 +30,7 @@ export function compact(number) {
 
 export function milliseconds(number) {
   if (number === null || number === undefined) return NOTHING;
+  if (number > 0 && number < 0.05) return "< 0.1 ms";
   if (number < 10) return `${ONE.format(number)} ms`;
   if (number < 1_000) return `${WHOLE.format(number)} ms`;
   return number < 60_000 ? `${TWO.format(number / 1_000)} s` : duration(number);

@@ -20,14 +20,18 @@ export const PHASES = [
 const REST = ["rest_ms", "Other", "other"]; // sending the request, redirects before, waiting between
 const HEIGHT = 240;
 const FAILURE_HEIGHT = 5;
+const SPAN_BUCKETS_MIN = 5; // shown at least
 const RESOLUTION_MS = { minute: 60_000, hour: 3_600_000, day: 86_400_000 };
 
 /** Percentiles of the buckets of a Summary; where there were no polls the lines have a gap. */
-export function percentileChart(summary, signal) {
+export function percentileChart(summary, createdAt, signal) {
   const step = RESOLUTION_MS[summary.resolution] ?? 60_000;
   const buckets = summary.buckets;
-  const since = Date.parse(summary.since);
   const until = Date.parse(summary.until);
+  // A project is not missed in the time before there was one; results that are older were kept from another.
+  const oldest = buckets.length > 0 ? Date.parse(buckets[0].at) : until;
+  const began = Math.min(Date.parse(createdAt), oldest, until - SPAN_BUCKETS_MIN * step);
+  const since = Math.max(Date.parse(summary.since), began);
   // One place for each bucket of the period, so that what is missing is seen.
   const first = Math.floor(since / step) * step;
   const places = Math.max(1, Math.ceil((until - first) / step));

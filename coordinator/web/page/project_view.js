@@ -16,7 +16,11 @@ import { may } from "./session.js";
 const RESULTS_LIMIT = 25;
 const CHART_POLLS = 120;
 const LIST_LIMIT = 20;
-const REFRESH_MS = 15_000;
+const REFRESH_MS = { least: 3_000, most: 15_000 }; // as often as it is polled, within these
+const YOUNG_MS = 2 * PERIODS["1h"];
+const UNIT_MS = { seconds: 1_000, minutes: 60_000, hours: 3_600_000 };
+const FIRST_RESULT_MS = 500;
+const FIRST_RESULT_TRIES = 30;
 const ALL_PERIODS = Object.keys(PERIODS);
 const STATUSES = [
   ["", "All"],
@@ -88,11 +92,19 @@ function settings(project) {
   );
 }
 
+/** Whether somebody reads the values of a point in a chart. */
+function isRead(chartPlace) {
+  return chartPlace.querySelector(".chart-reading:not([hidden])") !== null;
+}
+
 export function projectView(place, route, signal) {
   const [id] = route.parameters;
-  const periodOf = (query) => (ALL_PERIODS.includes(query.get("period")) ? query.get("period") : "24h");
-  let period = periodOf(route.query);
   let project = null;
+  let refreshedAt = Date.now();
+  // Of a project that is an hour old a day would show nothing.
+  const usualPeriod = () => (project && Date.now() - Date.parse(project.created_at) < YOUNG_MS ? "1h" : "24h");
+  const periodOf = (query) => (ALL_PERIODS.includes(query.get("period")) ? query.get("period") : usualPeriod());
+  let period = periodOf(route.query);
   let etag = null;
   let chartLife = new AbortController();
   let phaseLife = new AbortController();
@@ -106,7 +118,7 @@ export function projectView(place, route, signal) {
   const address = h("p", { class: "address" });
   const actions = h("div", { class: "heading-actions" });
   const trouble = h("div", {});
-  const periods = periodGroup(ALL_PERIODS, period, (chosen) => go(`/projects/${id}`, { period: chosen === "24h" ? "" : chosen }));
+  const periods = periodGroup(ALL_PERIODS, period, (chosen) => go(`/projects/${id}`, { period: chosen }));
   const summaryPlace = h("dl", { class: "tiles tiles-small", "aria-label": "Summary" });
   const chartPlace = h("div", { class: "chart-place" }, waitingBox());
   const phasePlace = h("div", { class: "chart-place" }, waitingBox());
@@ -217,11 +229,11 @@ export function projectView(place, route, signal) {
       if (wanted !== period) return;
       summaryPlace.replaceChildren(...summaryTiles(summary));
       // A chart that is being read is not taken away under the reader.
-      if (chartPlace.contains(document.activeElement) || chartPlace.matches(":hover")) return;
+      if (isRead(chartPlace)) return;
       chartLife.abort();
       chartLife = new AbortController();
       chartPlace.replaceChildren(
-        summary.buckets.length === 0 ? emptyBox(h("p", {}, `No polls in the ${PERIOD_WORDS[wanted]}.`)) : percentileChart(summary, chartLife.signal),
+        summary.buckets.length === 0 ? emptyBox(h("p", {}, `No polls in the ${PERIOD_WORDS[wanted]}.`)) : percentileChart(summary, project.created_at, chartLife.signal),
       );
     } catch (error) {
       if (!isAbort(error) && error.status !== 404) chartPlace.replaceChildren(problemBox(error, loadSummary));
@@ -234,7 +246,7 @@ export function projectView(place, route, signal) {
         get(`${path}/results`, { limit: CHART_POLLS }, signal),
         get(`${path}/missed`, { limit: CHART_POLLS }, signal),
       ]);
-      if (phasePlace.contains(document.activeElement) || phasePlace.matches(":hover")) return;
+      if (isRead(phasePlace)) return;
       phaseLife.abort();
       phaseLife = new AbortController();
       phasePlace.replaceChildren(polls.items.length === 0 ? emptyBox(h("p", {}, "No polls yet.")) : phaseChart(polls.items, gaps.items, phaseLife.signal));
@@ -282,6 +294,7 @@ export function projectView(place, route, signal) {
 
   /** Lists that were leafed through stay as they are; their first page is renewed. */
   const refresh = async () => {
+    refreshedAt = Date.now();
     if (document.hidden || !(await loadProject())) return;
     void loadSummary();
     void loadPhases();
@@ -294,31 +307,32 @@ export function projectView(place, route, signal) {
   signal.addEventListener("abort", soon.cancel);
   listen("change", signal, (change) => String(change.project_id) === id && soon());
   listen("projects", signal, ({ ids }) => (ids === null || ids.map(String).includes(id)) && soon());
-  every(REFRESH_MS, signal, refresh);
+  every(1_000, signal, () => {
+    if (project === null || document.hidden) return;
+    const pause = Math.min(REFRESH_MS.most, Math.max(REFRESH_MS.least, project.interval * UNIT_MS[project.unit]));
+    if (Date.now() - refreshedAt >= pause) void refresh();
+  });
 
   async function start() {
     if (!(await loadProject())) return;
+    period = periodOf(route.query);
+    setChoice(periods, period);
     void loadSummary();
     void loadPhases();
     results.start();
     changes.start();
     missed.start();
-    if (!project.last_result && project.enabled) hurry();
+    if (!project.last_result && project.enabled) hurry(FIRST_RESULT_TRIES);
   }
 
   /** A project that was just added has its first result within a second or so. */
-  function hurry() {
-    let left = 15;
-    const timer = setInterval(async () => {
-      left -= 1;
-      if (left === 0 || (await loadProject()) === false || project.last_result) {
-        clearInterval(timer);
-        void loadSummary();
-        void loadPhases();
-        results.start();
-      }
-    }, 1_000);
-    signal.addEventListener("abort", () => clearInterval(timer));
+  function hurry(tries) {
+    const timer = setTimeout(async () => {
+      if (!(await loadProject())) return;
+      if (project.last_result) await refresh();
+      else if (tries > 1) hurry(tries - 1);
+    }, FIRST_RESULT_MS);
+    signal.addEventListener("abort", () => clearTimeout(timer));
   }
 
   void start();

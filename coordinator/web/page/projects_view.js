@@ -13,6 +13,8 @@ import { latencyLine, uptimeBar } from "./sparkline.js";
 const LIMIT = 50;
 const TYPING_MS = 150;
 const REFRESH_MS = 30_000;
+const FIRST_RESULT_MS = 1_500; // a project that was just added has one soon, and no event says so
+const FIRST_RESULT_TRIES = 20;
 const SLOW_MS = 150; // until a list that is being asked for looks so
 const PERIODS = ["24h", "7d", "30d", "90d"];
 const STATES = [
@@ -101,6 +103,7 @@ export function projectsView(place, route, signal) {
   const before = []; // cursors of the pages before this one, as far as they were seen
   let asking = new AbortController();
   let total = null;
+  let triesLeft = FIRST_RESULT_TRIES;
 
   const search = h("input", {
     type: "search",
@@ -267,9 +270,17 @@ export function projectsView(place, route, signal) {
   listen("change", signal, ({ project_id: id }) => {
     if (id === undefined || now.state || body.querySelector(`tr[data-id="${id}"]`)) soon();
   });
-  const anew = debounced(() => load(), 300);
+  const anew = debounced(() => {
+    triesLeft = FIRST_RESULT_TRIES;
+    void load();
+  }, 300);
   signal.addEventListener("abort", anew.cancel);
   listen("projects", signal, anew);
+  every(FIRST_RESULT_MS, signal, () => {
+    if (document.hidden || triesLeft === 0 || !body.querySelector('[data-state="pending"]')) return;
+    triesLeft -= 1;
+    void load({ recount: false });
+  });
   every(REFRESH_MS, signal, () => document.hidden || load({ recount: false }));
   void load();
 
@@ -277,6 +288,7 @@ export function projectsView(place, route, signal) {
     update(changed) {
       const was = now;
       now = asked(changed);
+      triesLeft = FIRST_RESULT_TRIES;
       if (document.activeElement !== search || search.value.trim() !== now.search) search.value = now.search;
       setChoice(states, now.state);
       setChoice(periods, now.period);
