@@ -19,6 +19,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http: str = "127.0.0.1:8700"  # host:port of the coordinator's HTTP server
     allow_private: bool | None = None  # polls of private addresses; None: see config.allows_private
     retention_days: int = 90
+    history_minutes_days: int = 7
+    history_hours_days: int = 400
+    history_years: int = 5  # days and weeks
     reload_interval_s: int = 300
     body_limit_bytes: int = 1 << 20
     secrets_dir: Path | None = None  # of the host of each worker

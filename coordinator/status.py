@@ -101,6 +101,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
             "streams": writer.streams if writer else 0,
             "pending_rows": writer.pending_rows if writer else 0,
             "rss_bytes": writer.rss_bytes if writer else 0,
+            "rollup_lag_ms": round(writer.rollup_lag_ms) if writer else 0,
             "spans_dropped": writer.spans_dropped if writer else 0,
         },
         "database": {"state": "up" if view.database_up else "down"},
