@@ -241,7 +241,7 @@ OPTIONS: tuple[Option, ...] = (
         field="project_metrics",
         kind="integer",
         low=0,
-        high=10_000,
+        high=1_000,
         help="Projects that have series of their own in /metrics, the first by id; 0 for none.",
     ),
     Option(

@@ -281,6 +281,8 @@ def _writer_metrics(view: View) -> Iterator[Metric]:
     yield _gauge("ringpoll_writer_pending_rows", "Received and not committed.", writer.pending_rows)
     yield _gauge("ringpoll_writer_lag_seconds", "Age of the oldest result not committed.", writer.lag_ms / 1000)
     yield _gauge(
-        "ringpoll_rollup_lag_seconds", "How long ago it was up to when polls are rolled up.", writer.rollup_lag_ms / 1000
+        "ringpoll_rollup_lag_seconds",
+        "How long ago it was up to when polls are rolled up.",
+        writer.rollup_lag_ms / 1000,
     )
     yield _gauge("ringpoll_writer_resident_memory_bytes", "Resident memory.", writer.rss_bytes)

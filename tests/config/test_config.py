@@ -66,7 +66,7 @@ BAD = {
     "wal_full": ["drop", "drop-oldest", "wait"],
     "log_level": ["loud", "INFO"],
     "log_format": ["xml"],
-    "project_metrics": ["-1", "10001", "all"],
+    "project_metrics": ["-1", "1001", "all"],
     "traces": ["127.0.0.1:4318", "grpc://collector:4317", "http://", "http://a:port", "http://a b"],
     "trace_every": ["-1", "1000001", "0.001"],
     "control_endpoint": ["ipc://relative", "udp://x:1", "tcp://10.0.0.1:8710"],

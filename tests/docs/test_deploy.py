@@ -90,3 +90,40 @@ def test_the_checks_install_and_test_as_the_readme_says():
     assert tests.removeprefix(".venv/bin/python ") in checks
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("programs", "browser", "promtool"),
+    [
+        ({"chromium": "", "promtool": ""}, "/chromium", "/promtool"),
+        ({"google-chrome": ""}, "/google-chrome", "no promtool: there is no Debian package to take it from; "),
+        ({}, "no Chromium: there is no apt-get here to install it with; ", "no promtool: "),
+        (
+            {"apt-get": "echo 'E: no answer' >&2; exit 100", "id": "echo 0", "dpkg": ""},
+            "no Chromium: apt-get could not install it; does a package source answer from here? E: no answer; ",
+            "no promtool: apt-get could not download the package prometheus; does a package source answer from here? ",
+        ),
+        (
+            {"apt-get": "", "id": "echo 1000"},
+            "no Chromium: installing it takes root: apt-get install chromium; ",
+            "no ",
+        ),
+    ],
+    ids=["both there", "another browser", "nothing", "no package source", "no root"],
+)
+def test_the_checks_say_where_a_browser_or_promtool_is_or_why_not(tmp_path, programs, browser, promtool):
+    functions = read(".ci/run").partition("# ---- what the tests want")[2].partition('\necho "== browser ==')[0]
+    for name in ("timeout", "tail", "tar"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = f"set -uo pipefail\nwork=$1\n#{functions}\nfind_browser\nfind_promtool\n"
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", script, "bash", tmp_path],
+        env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first.removeprefix(str(tmp_path)).startswith(browser)
+    assert second.removeprefix(str(tmp_path)).startswith(promtool)
+    assert done.stderr == ""

@@ -269,6 +269,11 @@ CASES = {
         {},
         {f"ringpoll_accounted_to_timestamp_seconds{ONE}": "0+60x100"},
     ),
+    "RingpollRollupsBehind": (
+        gauge("ringpoll_rollup_lag_seconds", 3_600),
+        {},
+        gauge("ringpoll_rollup_lag_seconds", 120),
+    ),
     "RingpollRejects": (
         counter("ringpoll_writer_rejects_total", 1),
         {},
