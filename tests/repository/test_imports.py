@@ -41,6 +41,7 @@ PURE = (
     "cluster.messages.admin",
     "cluster.supervisor.core",
     "cluster.supervisor.states",
+    "cluster.top.state",
     "cluster.wal.format",
     "coordinator.catalog",
     "coordinator.census",
