@@ -85,6 +85,12 @@ def _doctor() -> list[click.Command]:
     return doctor.COMMANDS
 
 
+def _top() -> list[click.Command]:
+    from cluster.cli import top
+
+    return top.COMMANDS
+
+
 # The helps are those of the commands; a test compares them.
 _MODULES = (
     LazyModule(
@@ -153,6 +159,12 @@ _MODULES = (
         _wal,
         {
             "wal": "What workers have polled and the database does not have yet.",
+        },
+    ),
+    LazyModule(
+        _top,
+        {
+            "top": "Watch the cluster: workers, slow and failing projects, changes.",
         },
     ),
     LazyModule(

@@ -60,6 +60,7 @@ PURE = (
     "cluster.messages.admin",
     "cluster.supervisor.core",
     "cluster.supervisor.states",
+    "cluster.top.state",
     "cluster.wal.format",
     "coordinator.catalog",
     "coordinator.census",

@@ -1,0 +1,1 @@
+"""``cluster top``: ``state`` is what is seen of what is known and is pure, ``feed`` finds out, ``screen`` draws."""
