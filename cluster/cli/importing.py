@@ -8,7 +8,7 @@ approximated or not mapped is said: for each entry in a dry run, else once for e
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,15 +18,17 @@ import msgspec
 from cluster import database
 from cluster.cli.project_table import ImportOutcome, ImportRow, load_rows, match_rows, write_rows
 from cluster.errors import InvalidInputError
+from cluster.interchange.blackbox import read_blackbox
 from cluster.interchange.detection import HEAD_BYTES, detected_format
 from cluster.interchange.formats import FORMATS, JSONL, InterchangeFormat
 from cluster.interchange.gatus import read_gatus
 from cluster.interchange.jsonl_file import read_jsonl
 from cluster.interchange.model import FieldNote, FieldOutcome, ImportCandidate, Imported
+from cluster.interchange.prometheus import read_prometheus
 from cluster.interchange.source_text import FILE_BYTES_MAX, decoded
 from cluster.masking import is_secret_header
 from cluster.project import ProjectFields, project_from_map
-from cluster.secret_references import has_reference
+from cluster.secret_references import REFERENCE
 
 COMPLAINTS_MAX = 20
 SECRETS_SHOWN = 3
@@ -73,8 +75,8 @@ class EntryReport:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def opened(file: Path, chosen: str | None, source: IO[bytes], readers: Mapping[str, Any]) -> ImportSource:
-    """``chosen``: None to find it out.  ``readers``: options of formats, by the name of the format."""
+def opened(file: Path, chosen: str | None, source: IO[bytes], blackbox: Path | None) -> ImportSource:
+    """``chosen``: None to find it out."""
     name = "standard input" if str(file) == "-" else str(file)
     head = source.read(HEAD_BYTES)
     if chosen is None:
@@ -83,8 +85,15 @@ def opened(file: Path, chosen: str | None, source: IO[bytes], readers: Mapping[s
     if found.name == JSONL:
         return ImportSource(found, read_jsonl(_lines(head, source)))
     text = decoded(head + source.read(FILE_BYTES_MAX + 1), name)
-    read = readers.get(found.name, found.read)
-    return ImportSource(found, read(text, name))
+    if found.name == "prometheus":
+        modules = None
+        if blackbox is not None:
+            modules = read_blackbox(decoded(blackbox.read_bytes(), str(blackbox)), str(blackbox))
+        return ImportSource(found, read_prometheus(text, name, modules))
+    if blackbox is not None:
+        raise InvalidInputError(f"--blackbox: goes with targets of Prometheus, and {name} is {found.name}")
+    assert found.read is not None
+    return ImportSource(found, found.read(text, name))
 
 
 def _lines(head: bytes, source: IO[bytes]) -> Iterator[bytes]:
@@ -236,7 +245,11 @@ def _hint_at_secrets(report: EntryReport) -> None:
 def _has_open_secret(fields: ProjectFields) -> bool:
     values: Iterable[str] = [value for value in (fields.basic_auth, fields.bearer_token) if value is not None]
     headers = [value for name, value in (fields.headers or {}).items() if is_secret_header(name)]
-    return any(value and not has_reference(value) for value in (*values, *headers))
+    return any(value and not _refers(value) for value in (*values, *headers))
+
+
+def _refers(text: str) -> bool:
+    return any(match[1] is not None for match in REFERENCE.finditer(text))
 
 
 def shows_progress() -> bool:

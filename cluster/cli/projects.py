@@ -191,8 +191,16 @@ async def _stream_jsonl(conn: database.Connection, out: IO[bytes]) -> int:
     help="What FILE is; auto goes by its name and content.",
 )
 @click.option("--dry-run", is_flag=True, help="Check every entry and say what would happen; change nothing.")
+@click.option(
+    "--blackbox",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="blackbox.yml with the modules that the targets of Prometheus are probed by.",
+)
 @click.option("--skip-invalid", is_flag=True, help="Leave out entries that are wrong, and import the others.")
-def import_projects(settings: Settings, file: Path, chosen: str, dry_run: bool, skip_invalid: bool) -> None:
+def import_projects(
+    settings: Settings, file: Path, chosen: str, dry_run: bool, blackbox: Path | None, skip_invalid: bool
+) -> None:
     """Add or update projects from a file of ours or of another tool; all, or none when one is wrong.
 
     An entry with an id adds or replaces that project. Without one, a project of the same name is updated, or left as
@@ -205,7 +213,7 @@ def import_projects(settings: Settings, file: Path, chosen: str, dry_run: bool, 
             source = opened_directory(file, name)
         else:
             raw = sys.stdin.buffer if _is_dash(file) else stack.enter_context(_open(file, "rb"))
-            source = opened(file, name, raw, {})
+            source = opened(file, name, raw, blackbox)
         report = EntryReport(source.format, dry_run=dry_run, skip_invalid=skip_invalid)
         with import_progress("checking", shows_progress()) as on_entries:
             check(source, report, on_entries)

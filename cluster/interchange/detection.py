@@ -27,6 +27,7 @@ _TOP_KEYS = {
     "monitorList": "uptime-kuma",
 }
 _BLACKBOX_KEY = "modules"
+_ALL_TOP_KEYS = frozenset({*_TOP_KEYS, _BLACKBOX_KEY})
 _YAML_KEY = re.compile(r"""^(?:(["']?)([A-Za-z_][\w-]*)\1)\s*:(?:\s|$)""", re.MULTILINE)
 _YAML_ITEM = re.compile(r"""^\s*-\s+(?:\{\s*)?(["']?)([A-Za-z_][\w-]*)\1\s*:""", re.MULTILINE)
 _YAML_ANY_KEY = re.compile(r"""(?:^|[\s{,"'])([A-Za-z_][\w-]*)["']?\s*:""", re.MULTILINE)
@@ -109,7 +110,7 @@ def _of_cut_json(name: str, text: str) -> str:
     keys = set(re.findall(r'"([A-Za-z_][\w-]*)"\s*:', text[:HEAD_BYTES]))
     if text.lstrip().startswith("["):
         return _of_entry_keys(name, keys, "json")
-    return _of_keys(name, keys & {*_TOP_KEYS, _BLACKBOX_KEY}, "json")
+    return _of_keys(name, keys & _ALL_TOP_KEYS, "json")
 
 
 def _first_line_is_json(text: str) -> bool:
@@ -123,7 +124,7 @@ def _first_line_is_json(text: str) -> bool:
 def _of_yaml(name: str, text: str) -> str:
     """By lines, so that a document is composed once, by the reader of its format."""
     if text.lstrip()[:1] in {"{", "["}:
-        return {"json": "yaml"}.get(found := _of_json(name, text), found)
+        return _of_flow_yaml(name, text)
     if keys := [found[2] for found in _YAML_KEY.finditer(text)]:
         return _of_keys(name, keys, "yaml")
     if _YAML_ITEM.search(text):
@@ -131,6 +132,18 @@ def _of_yaml(name: str, text: str) -> str:
     if not text.strip():
         raise _unknown(name, "it is empty")
     raise _unknown(name, "it is YAML, but neither a map nor a list of maps")
+
+
+def _of_flow_yaml(name: str, text: str) -> str:
+    """In braces, as JSON or with YAML's own texts."""
+    try:
+        orjson.loads(text)
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        keys = set(_YAML_ANY_KEY.findall(text))
+        is_list = text.lstrip().startswith("[")
+        return _of_entry_keys(name, keys, "yaml") if is_list else _of_keys(name, keys & _ALL_TOP_KEYS, "yaml")
+    found = _of_json(name, text)
+    return "yaml" if found == "json" else found
 
 
 def _of_content(name: str, text: str) -> str:

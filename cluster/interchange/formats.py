@@ -14,7 +14,9 @@ from cluster.interchange.gatus import read_gatus, write_gatus
 from cluster.interchange.json_file import read_json, write_json
 from cluster.interchange.jsonl_file import write_jsonl
 from cluster.interchange.model import Exported, Imported
+from cluster.interchange.prometheus import read_prometheus, write_prometheus
 from cluster.interchange.toml_file import read_toml, write_toml
+from cluster.interchange.uptime_kuma import read_uptime_kuma, write_uptime_kuma
 from cluster.interchange.urls_file import read_urls, write_urls
 from cluster.interchange.yaml_file import read_own_yaml, write_own_yaml
 
@@ -54,6 +56,18 @@ FORMATS = {
             "name",
             _one_gatus_file,
             write_gatus,
+        ),
+        InterchangeFormat(
+            "uptime-kuma", "its JSON backup", (".json",), False, "name", read_uptime_kuma, write_uptime_kuma
+        ),
+        InterchangeFormat(
+            "prometheus",
+            "prometheus.yml, or a file of targets",
+            (".yaml", ".yml", ".json"),
+            False,
+            "name",
+            read_prometheus,
+            write_prometheus,
         ),
         InterchangeFormat("urls", "a URL a line", (".urls",), False, "url", read_urls, write_urls),
     )

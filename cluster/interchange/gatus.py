@@ -248,7 +248,9 @@ def _headers(book: EntryBook) -> dict[str, str]:
     made = {}
     variables: list[str] = []
     for name, value in written.items():
-        made[_filled(name, "headers")], found = _referring(value or "", f"headers: the value of {shown(name)}")
+        made[_filled(name, "headers")], found = _referring(
+            "" if value is None else value, f"headers: the value of {shown(name)}"
+        )
         variables += found
     if variables:
         names = ", ".join(f"RINGPOLL_SECRET_{each}" for each in dict.fromkeys(variables))

@@ -14,6 +14,9 @@ DOCUMENT = read("cluster/interchange/FORMATS.md")
 SECTIONS = {
     "urls_file": "## URLs",
     "gatus": "## Gatus",
+    "uptime_kuma": "## Uptime Kuma",
+    "prometheus": "## Prometheus",
+    "blackbox": "## Prometheus",
 }
 
 
