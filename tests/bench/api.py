@@ -115,7 +115,8 @@ async def fill(ground: Rig, projects: int, polled: int, rows: int) -> None:
     async with ground.db.connection() as conn:
         await conn.execute("UPDATE projects SET enabled = false")
         await conn.execute(
-            "INSERT INTO projects (id, url, name, interval) SELECT $1::bigint + n, $2 || '/check/' || n, 'check ' || n, 1 "
+            "INSERT INTO projects (id, url, name, interval) "
+            "SELECT $1::bigint + n, $2 || '/check/' || n, 'check ' || n, 1 "
             "FROM generate_series(0, $3::int - 1) n",
             FIRST_POLLED,
             ground.target.url,
@@ -233,10 +234,10 @@ async def main(arguments: argparse.Namespace) -> ApiFigures:
             has_history = arguments.rows > 0
             answers = await ask_each(session, cluster, has_history, arguments.times)
             paths = mix(has_history)
-            windows = []
-            for _ in range(arguments.rounds):
-                for requests_per_s in (0, arguments.requests_per_s):
-                    windows.append(await window(ground, cluster, session, paths, requests_per_s, arguments.seconds))
+            windows = [
+                await window(ground, cluster, session, paths, requests_per_s, arguments.seconds)
+                for requests_per_s in (0, arguments.requests_per_s) * arguments.rounds
+            ]
             incidents = cluster.incidents()
         quiet, busy = (
             statistics.median(each.late_ms["p99"] for each in windows if each.with_requests == which)
