@@ -57,7 +57,10 @@ PURE = (
     "cluster.interchange.urls_file",
     "cluster.interchange.yaml_file",
     "cluster.interchange.yaml_text",
+    "cluster.rollup_sql",
+    "cluster.rollup_times",
     "cluster.secret_references",
+    "cluster.sketch",
     "cluster.messages.control",
     "cluster.messages.results",
     "cluster.messages.admin",
@@ -91,6 +94,7 @@ PURE = (
     "writer.claims",
     "writer.core",
     "writer.events",
+    "writer.rollup_plan",
     "writer.standing",
     "writer.stream",
 )
@@ -186,8 +190,8 @@ def test_cores_do_not_ask_for_the_time(name):
 SHELLS = {
     "coordinator": {"admin", "journal", "metrics", "project_metrics", "project_requests", "project_rows", "projects",
                     "requests", "service", "status", "store", "throttle", "web"},
-    "writer": {"flush_tracing", "ledger", "partitions", "records", "service", "sightings", "state_tables", "store",
-               "taken"},
+    "writer": {"flush_tracing", "ledger", "partitions", "records", "rollup_late", "rollup_steps", "rollups", "service",
+               "sightings", "state_tables", "store", "taken"},
     "worker": {"own_endpoints", "poll_tracing", "probe", "recorder", "retries", "service"},
 }  # fmt: skip
 
