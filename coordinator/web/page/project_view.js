@@ -117,6 +117,7 @@ export function projectView(place, route, signal) {
   const state = h("span", { class: "heading-state" });
   const address = h("p", { class: "address" });
   const actions = h("div", { class: "heading-actions" });
+  const switchButton = h("button", { type: "button", class: "button", on: { click: () => switchPolling() } });
   const trouble = h("div", {});
   const periods = periodGroup(ALL_PERIODS, period, (chosen) => go(`/projects/${id}`, { period: chosen }));
   const summaryPlace = h("dl", { class: "tiles tiles-small", "aria-label": "Summary" });
@@ -187,14 +188,15 @@ export function projectView(place, route, signal) {
     const last = project.last_result;
     if (last) address.append(h("span", { class: "muted" }, "last polled ", ago(last.polled_at), last.error_message ? `: ${last.error_message}` : ""));
     settingsPlace.replaceChildren(settings(project));
-    if (!may("write")) return;
-    const focused = actions.contains(document.activeElement) ? document.activeElement.dataset.action : null;
-    actions.replaceChildren(
-      h("a", { class: "button", href: href(`${path}/edit`), data: { action: "edit" } }, "Edit"),
-      h("button", { type: "button", class: "button", data: { action: "switch" }, on: { click: switchPolling } }, project.enabled ? "Disable" : "Enable"),
-      h("button", { type: "button", class: "button button-danger-quiet", data: { action: "remove" }, on: { click: remove } }, "Remove"),
-    );
-    if (focused) actions.querySelector(`[data-action="${focused}"]`)?.focus();
+    switchButton.textContent = project.enabled ? "Disable" : "Enable";
+    // Made once: a dialog gives the focus back to the very button that opened it.
+    if (may("write") && !actions.hasChildNodes()) {
+      actions.append(
+        h("a", { class: "button", href: href(`${path}/edit`) }, "Edit"),
+        switchButton,
+        h("button", { type: "button", class: "button button-danger-quiet", on: { click: remove } }, "Remove"),
+      );
+    }
   }
 
   function fail(error) {
