@@ -213,6 +213,7 @@ async def purge_results(database_url: str, ids: Sequence[int]) -> None:
                 await _delete_in_parts(connection, "missed_polls", "first_tick", project_id)
                 await _delete_in_parts(connection, "state_changes", "changed_at", project_id)
                 await _delete_in_parts(connection, "poll_results", "scheduled_at", project_id)
+                await _delete_rollups(connection, project_id)
         finally:
             connection.terminate()
     except ClusterError as error:
@@ -228,3 +229,33 @@ async def _delete_in_parts(connection: Any, table: str, key: str, project_id: in
     deleted = PURGE_ROWS
     while deleted == PURGE_ROWS:
         deleted = int((await connection.execute(statement, project_id, timeout=60)).split()[-1])
+
+
+_ROLLUPS = {
+    "rollup_minutes": "1 minute",
+    "rollup_hours": "1 hour",
+    "rollup_quarters": "6 hours",
+    "rollup_days": "1 day",
+    "rollup_weeks": "7 days",
+}
+
+
+async def _delete_rollups(connection: Any, project_id: int) -> None:
+    """Its polls are gone, so nothing follows; whoever is rolling them up at this moment is waited for.
+
+    Keys begin with the time, so each instant is looked up.
+    """
+    async with connection.transaction():
+        await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off")
+        await connection.execute("SET LOCAL enable_mergejoin = off")
+        await connection.execute("SELECT FROM rollup_progress FOR UPDATE", timeout=60)
+        for table, every in _ROLLUPS.items():
+            await connection.execute(
+                f"""
+                DELETE FROM {table} r
+                USING generate_series((SELECT min(at) FROM {table}), (SELECT max(at) FROM {table}),
+                                      interval '{every}') g (at)
+                WHERE r.at = g.at AND r.project_id = $1""",  # noqa: S608 - names of ours
+                project_id,
+                timeout=60,
+            )

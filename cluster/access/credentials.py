@@ -152,7 +152,7 @@ class Credentials:
     async def connection(self) -> AsyncIterator[Connection]:
         """The connection, one user at a time.  Raises CredentialsUnavailableError when the database doesn't answer."""
         try:
-            async with self._lock, asyncio.timeout(CONNECT_S + STATEMENTS_S):
+            async with asyncio.timeout(CONNECT_S + STATEMENTS_S), self._lock:
                 if self._conn is None or self._conn.is_closed():
                     self._conn = await database.connect(self._url, timeout_s=CONNECT_S)
                 try:

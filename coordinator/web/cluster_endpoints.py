@@ -40,7 +40,8 @@ async def get_status(call: Call) -> web.StreamResponse:
 
 
 async def stream_events(call: Call) -> web.StreamResponse:
-    return await send_events(call.backend.feed, call.request)
+    access, request = call.backend.access, call.request
+    return await send_events(call.backend.feed, request, lambda: access.still_allowed(request))
 
 
 async def list_workers(call: Call) -> web.StreamResponse:

@@ -182,8 +182,10 @@ def without_lag_counts(status: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def send_events(feed: EventFeed, request: web.Request) -> web.StreamResponse:
-    """One client's stream, to its end."""
+async def send_events(
+    feed: EventFeed, request: web.Request, allowed: Callable[[], Awaitable[bool]]
+) -> web.StreamResponse:
+    """One client's stream, to its end, or until who listens is not ``allowed`` to any more."""
     headers = {
         "Content-Type": "text/event-stream",
         "Cache-Control": "no-store",
@@ -197,7 +199,7 @@ async def send_events(feed: EventFeed, request: web.Request) -> web.StreamRespon
         with contextlib.suppress(ConnectionError, TimeoutError):  # it left, or stalled
             await response.prepare(request)
             await response.write(b"retry: %d\n\n" % RECONNECT_MS)
-            while (chunk := await subscriber.next()) is not None:
+            while (chunk := await subscriber.next()) is not None and await allowed():
                 async with asyncio.timeout(STALLED_S):
                     await response.write(chunk)
     finally:

@@ -176,7 +176,10 @@ async def test_a_database_that_hangs_is_not_waited_for_by_each_request(known, co
 async def test_a_connection_that_broke_is_made_again(known, conn, clock):
     parts = await new_token(conn)
     assert await known.token(parts)
-    await conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    await conn.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
 
     async def reads_again():
         clock.now += FRESH_S + 0.1

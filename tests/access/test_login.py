@@ -330,6 +330,23 @@ async def test_in_the_clear_beyond_loopback_it_warns_and_the_cookie_is_not_secur
         await served.stop()
 
 
+async def test_a_stream_of_events_ends_with_its_token(served):
+    served.access._credentials._fresh_s = 0.05
+    events = served.url + "/api/v1/events"
+    async with client() as http:
+        async with http.get(events) as answer:
+            assert answer.status == 401
+        async with http.get(events, headers={"Authorization": f"Bearer {served.tokens['read']}"}) as answer:
+            assert answer.status == 200
+            assert b"retry" in await answer.content.readline()
+            conn = await database.connect(served.settings.database_url)
+            await conn.execute("UPDATE api_tokens SET revoked_at = now()")
+            await conn.close()
+            async with asyncio.timeout(20):
+                while await answer.content.readline():
+                    pass
+
+
 async def test_an_answer_that_goes_on_ends_with_its_credentials(served):
     """What a stream of events asks each second."""
     credentials = served.access._credentials

@@ -165,6 +165,7 @@ SLEEPS = {
     "tests/page/new_user.py": "plays sites that take their time",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
+    "tests/bench/api.py": "measures over a given time",
 }
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from cluster import database
 from cluster.rollup_times import DAY, HOUR, MINUTE, WEEK, floor_to
-from tests.history.books import at, check_rollups, ms_of, polls_of
+from tests.history.books import at, check_rollups, ms_of, polls_of, stand_at, sum_all
 from tests.writer.conftest import S1, S2, flush, part, result
 from writer import rollup_late, rollup_steps
+from writer.rollup_plan import SUMS
 from writer.store import Store, StoreError
 
 MIDNIGHT = floor_to(WEEK, datetime.now(UTC) - timedelta(days=1))  # of a Sunday on a Monday
@@ -36,14 +37,6 @@ async def store(database_url):
     await store.close()
 
 
-async def stand_at(conn, instant):
-    await conn.execute(
-        "UPDATE rollup_progress SET rolled_to = $1, claimed_to = $1, next_id = NULL, weeks_to = $2, weeks_next_id = NULL",
-        instant,
-        floor_to(WEEK, instant),
-    )
-
-
 async def roll_to(conn, instant, projects=3):
     """Whole passes up to an instant."""
     while (begin := await conn.fetchval("SELECT rolled_to FROM rollup_progress")) < instant:
@@ -60,11 +53,6 @@ async def remake_all(conn):
     while (job := await rollup_steps.pick_job(conn)) is not None:
         while not (await rollup_steps.remake_chunk(conn, job, 2)).finished:
             pass
-
-
-async def weeks(conn):
-    while await conn.fetchval("SELECT weeks_to + interval '7 days' <= rolled_to FROM rollup_progress"):
-        await rollup_steps.week_chunk(conn, 2)
 
 
 def polls(rng, count, projects=6, since=BEGIN, until=MIDNIGHT + 3 * HOUR):
@@ -102,7 +90,7 @@ async def test_a_pass_rolls_up_minutes_hours_and_days(conn, store):
     assert await conn.fetchval("SELECT count(*) FROM rollup_hours WHERE by_minute AND project_id <> 7") < 5
     await roll_to(conn, MIDNIGHT + 3 * HOUR)
     assert await check_rollups(conn) == len(await polls_of(conn))
-    await weeks(conn)
+    await sum_all(conn)
     assert await conn.fetchval("SELECT count(DISTINCT at) FROM rollup_weeks") == 1
     await check_rollups(conn)
 
@@ -111,7 +99,7 @@ async def test_what_is_late_is_made_anew_at_every_level(conn, store):
     rng = random.Random(2)
     await store.commit(flush(part(1, polls(rng, 500))))
     await roll_to(conn, MIDNIGHT + 2 * HOUR + 5 * MINUTE)
-    await weeks(conn)
+    await sum_all(conn)
     late = polls(rng, 40)
     outcome = await store.commit(flush(part(2, late)))
     assert outcome.written == len(late)
@@ -191,11 +179,11 @@ async def test_rollups_equal_brute_force_after_any_sequence(database_url, conn, 
         if jobs and (await rollup_steps.remake_chunk(rolling, jobs[0], rng.choice([1, 3]))).finished:
             jobs.clear()
 
-    async def week():
-        await rollup_steps.week_chunk(rolling, rng.choice([1, 3]))
+    async def add_up():
+        await rollup_steps.sum_chunk(rolling, rng.choice(list(SUMS)), rng.choice([1, 3]))
 
     for _ in range(60):
-        step = rng.choice([flush_some, flush_some, roll, roll, roll, remake, week])
+        step = rng.choice([flush_some, flush_some, roll, roll, roll, remake, add_up])
         killed = rng.random() < 0.2 and step is not flush_some
         try:
             if killed:
@@ -218,5 +206,5 @@ async def test_rollups_equal_brute_force_after_any_sequence(database_url, conn, 
     await check_rollups(conn)
     await roll_to(conn, MIDNIGHT + 3 * HOUR)
     await remake_all(conn)
-    await weeks(conn)
+    await sum_all(conn)
     assert await check_rollups(conn) == len(await polls_of(conn)) > 0
