@@ -23,6 +23,7 @@ PICTURES = ("overview", "project")
 PICTURE_BYTES_MAX = 200_000
 NAMES = ("shop", "login", "search")
 SIZE = {"width": 1400, "height": 900}
+TALL = {"width": 1400, "height": 1280}  # of the picture of a project: both charts, and the first results
 FAILING = range(200, 212)  # requests of the last site that it refuses: so that a picture has something to show
 
 
@@ -136,4 +137,5 @@ async def take_pictures(page, directory):
     await page.locator(".chart-drawing .phase").nth(5).wait_for()
     await page.locator(".result-table tbody tr").first.wait_for()
     await page.mouse.move(0, 0)
+    await page.set_viewport_size(TALL)
     await page.screenshot(path=directory / "project.png")

@@ -53,6 +53,7 @@ async def test_from_nothing_to_a_page_with_three_own_urls(fresh, open_page, tmp_
         await new_user.take_pictures(page, tmp_path)
         for name in new_user.PICTURES:
             assert png_size(tmp_path / f"{name}.png")[0] == new_user.SIZE["width"]
+        await page.close()
         await asyncio.to_thread(fresh.stop_cleanly)
     assert not fresh.complaints()
 

@@ -162,6 +162,7 @@ SLEEPS = {
     "tests/probe/test_probe_connections.py": "plays slow servers and connections past their deadline",
     "tests/truth/servers.py": "packets that arrive apart, and before a reset",
     "tests/truth/phases.py": "plays slow servers",
+    "tests/page/new_user.py": "plays sites that take their time",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
     "tests/bench/api.py": "measures over a given time",

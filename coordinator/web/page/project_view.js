@@ -106,9 +106,11 @@ export function projectView(place, route, signal) {
   const periodOf = (query) => (ALL_PERIODS.includes(query.get("period")) ? query.get("period") : usualPeriod());
   let period = periodOf(route.query);
   let etag = null;
+  let reads = new AbortController(); // called off when the project is removed: there is nothing to read any more
   let chartLife = new AbortController();
   let phaseLife = new AbortController();
   signal.addEventListener("abort", () => {
+    reads.abort();
     chartLife.abort();
     phaseLife.abort();
   });
@@ -117,6 +119,7 @@ export function projectView(place, route, signal) {
   const state = h("span", { class: "heading-state" });
   const address = h("p", { class: "address" });
   const actions = h("div", { class: "heading-actions" });
+  const switchButton = h("button", { type: "button", class: "button", on: { click: () => switchPolling() } });
   const trouble = h("div", {});
   const periods = periodGroup(ALL_PERIODS, period, (chosen) => go(`/projects/${id}`, { period: chosen }));
   const summaryPlace = h("dl", { class: "tiles tiles-small", "aria-label": "Summary" });
@@ -155,9 +158,9 @@ export function projectView(place, route, signal) {
   }
 
   const path = `/projects/${id}`;
-  const results = listOf(resultTable, resultTrouble, "No results yet.", resultRow, (cursor) => get(`${path}/results`, { status, limit: RESULTS_LIMIT, cursor }, signal));
-  const changes = listOf(changeTable, changeTrouble, "It has not changed its state yet.", (item) => changeRow(item, false), (cursor) => get("/changes", { project_id: id, limit: LIST_LIMIT, cursor }, signal));
-  const missed = listOf(missedTable, missedTrouble, "Nothing was missed.", missedRow, (cursor) => get(`${path}/missed`, { limit: LIST_LIMIT, cursor }, signal));
+  const results = listOf(resultTable, resultTrouble, "No results yet.", resultRow, (cursor) => get(`${path}/results`, { status, limit: RESULTS_LIMIT, cursor }, reads.signal));
+  const changes = listOf(changeTable, changeTrouble, "It has not changed its state yet.", (item) => changeRow(item, false), (cursor) => get("/changes", { project_id: id, limit: LIST_LIMIT, cursor }, reads.signal));
+  const missed = listOf(missedTable, missedTrouble, "Nothing was missed.", missedRow, (cursor) => get(`${path}/missed`, { limit: LIST_LIMIT, cursor }, reads.signal));
 
   place.append(
     h("p", { class: "crumbs" }, h("a", { href: href("/projects") }, "Projects")),
@@ -187,14 +190,15 @@ export function projectView(place, route, signal) {
     const last = project.last_result;
     if (last) address.append(h("span", { class: "muted" }, "last polled ", ago(last.polled_at), last.error_message ? `: ${last.error_message}` : ""));
     settingsPlace.replaceChildren(settings(project));
-    if (!may("write")) return;
-    const focused = actions.contains(document.activeElement) ? document.activeElement.dataset.action : null;
-    actions.replaceChildren(
-      h("a", { class: "button", href: href(`${path}/edit`), data: { action: "edit" } }, "Edit"),
-      h("button", { type: "button", class: "button", data: { action: "switch" }, on: { click: switchPolling } }, project.enabled ? "Disable" : "Enable"),
-      h("button", { type: "button", class: "button button-danger-quiet", data: { action: "remove" }, on: { click: remove } }, "Remove"),
-    );
-    if (focused) actions.querySelector(`[data-action="${focused}"]`)?.focus();
+    switchButton.textContent = project.enabled ? "Disable" : "Enable";
+    // Made once: a dialog gives the focus back to the very button that opened it.
+    if (may("write") && !actions.hasChildNodes()) {
+      actions.append(
+        h("a", { class: "button", href: href(`${path}/edit`) }, "Edit"),
+        switchButton,
+        h("button", { type: "button", class: "button button-danger-quiet", on: { click: remove } }, "Remove"),
+      );
+    }
   }
 
   function fail(error) {
@@ -211,7 +215,7 @@ export function projectView(place, route, signal) {
 
   async function loadProject() {
     try {
-      const answer = await ask("GET", path, { signal });
+      const answer = await ask("GET", path, { signal: reads.signal });
       project = answer.data;
       etag = answer.etag;
       showProject();
@@ -225,7 +229,7 @@ export function projectView(place, route, signal) {
   async function loadSummary() {
     const wanted = period;
     try {
-      const summary = await get(`${path}/summary`, { period: wanted, resolution: "auto" }, signal);
+      const summary = await get(`${path}/summary`, { period: wanted, resolution: "auto" }, reads.signal);
       if (wanted !== period) return;
       summaryPlace.replaceChildren(...summaryTiles(summary));
       // A chart that is being read is not taken away under the reader.
@@ -243,8 +247,8 @@ export function projectView(place, route, signal) {
   async function loadPhases() {
     try {
       const [polls, gaps] = await Promise.all([
-        get(`${path}/results`, { limit: CHART_POLLS }, signal),
-        get(`${path}/missed`, { limit: CHART_POLLS }, signal),
+        get(`${path}/results`, { limit: CHART_POLLS }, reads.signal),
+        get(`${path}/missed`, { limit: CHART_POLLS }, reads.signal),
       ]);
       if (isRead(phasePlace)) return;
       phaseLife.abort();
@@ -278,11 +282,14 @@ export function projectView(place, route, signal) {
     });
     if (!answer) return;
     trouble.replaceChildren();
+    reads.abort();
     try {
       await ask("DELETE", path, { query: answer.checked ? { purge: true } : {}, etag, signal });
       say("Removed");
       go("/projects", {}, { replace: true });
     } catch (error) {
+      if (signal.aborted) return;
+      reads = new AbortController();
       if (error.status === 412) {
         await loadProject();
         trouble.replaceChildren(problemBox({ message: "Somebody else has just changed this project; look at it again before you remove it." }));

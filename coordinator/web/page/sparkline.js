@@ -83,7 +83,7 @@ export function latencyLine({ bars }, period) {
 export function rateLine(rates, width = 480, height = 44) {
   const values = rates.map((each) => each.polls);
   const top = Math.max(1, ...values) * 1.15;
-  const failed = rates.map((each) => each.failures);
+  const failed = rates.map((each) => (each.failures > 0 ? each.failures : null));
   const before = new Array(Math.max(0, RATES_SHOWN - rates.length)).fill(null);
   const label = values.length === 0 ? "No figures yet" : `Polls per second over the last ${plural(values.length, "second")}: now ${values.at(-1).toFixed(1)}, at most ${Math.max(...values).toFixed(1)}`;
   return picture(
@@ -93,6 +93,6 @@ export function rateLine(rates, width = 480, height = 44) {
     label,
     null,
     line([...before, ...values], width, height, top),
-    s("g", { class: "rate-failures" }, failed.some((value) => value > 0) ? line([...before, ...failed], width, height, top) : null),
+    s("g", { class: "rate-failures" }, line([...before, ...failed], width, height, top)),
   );
 }
