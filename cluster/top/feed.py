@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import zmq
 
 from cluster import database
 from cluster.admin_client import AdminClient
@@ -118,8 +119,9 @@ class Feed:
                 with AdminClient(self._settings) as client:
                     while not self._stop.wait(STATUS_EVERY_S):
                         self._take(client.request({"type": "status"}, STATUS_ANSWER_S)["status"])
-            except (ClusterError, KeyError) as error:
-                self._update(status_why=str(error), polls_per_s=None)
+            except (ClusterError, KeyError, zmq.ZMQError) as error:
+                why = str(error) if isinstance(error, ClusterError) else f"it can't be asked ({error!r})"
+                self._update(status_why=why, polls_per_s=None)
                 self._stop.wait(STATUS_EVERY_S)
 
     def _take(self, status: Mapping[str, Any]) -> None:
