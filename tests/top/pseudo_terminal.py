@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -16,7 +17,9 @@ import termios
 import threading
 import time
 
+import psutil
 import pyte
+import pytest
 
 DEADLINE_S = 30.0
 POLL_S = 0.02
@@ -29,6 +32,8 @@ class PseudoTerminal:
     """``run`` a command line in the shell; use as a context manager."""
 
     def __init__(self, environ, *, width=120, height=30):
+        if shutil.which("bash") is None:
+            pytest.skip("bash is not installed: cluster top was not tried in a terminal")
         self._lock = threading.Lock()
         self._screen = pyte.Screen(width, height)
         self._stream = pyte.ByteStream(self._screen)
@@ -130,7 +135,7 @@ class PseudoTerminal:
         """What a command prints."""
         mark = f"end-{time.monotonic_ns()}"
         self.run(
-            f"was=$?; clear; (exit $was); {line}; echo {mark[:4]}''{mark[4:]}"
+            f"was=$?; printf '\\033[H\\033[2J'; (exit $was); {line}; echo {mark[:4]}''{mark[4:]}"
         )  # the typed line doesn't have the mark in it
         self.wait_for(mark)
         return [each for each in self.lines[: self.lines.index(mark)] if each and PROMPT.strip() not in each]
@@ -141,7 +146,13 @@ class PseudoTerminal:
 
     def children(self):
         """Processes that the shell started."""
-        found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self._shell.pid)], capture_output=True, text=True, check=False
-        )
-        return [int(pid) for pid in found.stdout.split()]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [each.pid for each in psutil.Process(self._shell.pid).children() if is_alive(each.pid)]
+        return []
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 
 from tests.top.known import status, worker
-from tests.top.pseudo_terminal import PROMPT, PseudoTerminal
+from tests.top.pseudo_terminal import PROMPT, PseudoTerminal, is_alive
 
 TAKEN = b"\x1b[?1049h"
 GIVEN_BACK = b"\x1b[?1049l"
@@ -181,12 +180,7 @@ def test_a_terminal_that_is_gone_ends_it(environ, server):
         (pid,) = terminal.children()
         os.kill(terminal._shell.pid, signal.SIGKILL)  # without the shell's SIGHUP: reading alone tells
         terminal.hang_up()
-        terminal.wait_until(lambda: not is_running(pid), "the end of the process")
-
-
-def is_running(pid):
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
+        terminal.wait_until(lambda: not is_alive(pid), "the end of the process")
 
 
 def test_no_colours_where_none_are_wanted(terminal, server):
