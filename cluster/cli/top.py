@@ -1,7 +1,7 @@
 """``cluster top``: what the cluster does, live in a terminal.
 
-Drawn with rich and read with termios: both are here already, one list of text lines is all there is to draw, and what
-a framework of widgets would add (its own event loop, styles, 3 MB and 200 ms to start) would serve nothing of it.
+Drawn with rich and read with termios: both are here already, and one list of text lines is all there is to draw.  A
+framework of widgets would bring an event loop and styles of its own, one more thing to keep up with, for none of them.
 """
 
 import os

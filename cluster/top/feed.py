@@ -1,6 +1,6 @@
 """Where ``cluster top`` gets what it shows: the admin socket each second, the database each two, in a thread each.
 
-The view never waits for either: it draws the newest :class:`Snapshot`.  What is away is said, asked again, and shown as
+The view never waits for either: it draws the newest :class:`TopFacts`.  What is away is said, asked again, and shown as
 it was; a connection that failed is made anew.  Nothing is changed and no server is started.
 
 A database of many projects is not read whole: those that are down or have failed last, and of the others
@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import zmq
 
 from cluster import database
 from cluster.admin_client import AdminClient
@@ -50,7 +51,7 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
     missed: Sequence[Mapping[str, Any]] = ()
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class TopFacts(msgspec.Struct, frozen=True, kw_only=True):
     """``*_why``: what is in the way, "" while it answers; what was known before is kept."""
 
     status: Mapping[str, Any] | None = None
@@ -72,7 +73,7 @@ class Feed:
         self._settings = settings
         self._changed = changed
         self._lock = threading.Lock()
-        self._snapshot = Snapshot()
+        self._snapshot = TopFacts()
         self._stop = threading.Event()
         self._look_now = threading.Event()
         self._wanted: int | None = None
@@ -95,7 +96,7 @@ class Feed:
                 each.join(JOIN_S)
 
     @property
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TopFacts:
         with self._lock:
             return self._snapshot
 
@@ -118,8 +119,9 @@ class Feed:
                 with AdminClient(self._settings) as client:
                     while not self._stop.wait(STATUS_EVERY_S):
                         self._take(client.request({"type": "status"}, STATUS_ANSWER_S)["status"])
-            except (ClusterError, KeyError) as error:
-                self._update(status_why=str(error), polls_per_s=None)
+            except (ClusterError, KeyError, zmq.ZMQError) as error:
+                why = str(error) if isinstance(error, ClusterError) else f"it can't be asked ({error!r})"
+                self._update(status_why=why, polls_per_s=None)
                 self._stop.wait(STATUS_EVERY_S)
 
     def _take(self, status: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import termios
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -186,9 +187,10 @@ class Terminal:
     def _stop(self) -> None:
         self._give_screen_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # of this thread: it doesn't return before the stop
         # Here the process stands still until SIGCONT.
         signal.signal(signal.SIGTSTP, self._note)
+        self._noted = [number for number in self._noted if number != signal.SIGCONT]  # that is what follows
         self._take_screen()
 
     def _drain(self) -> bool:
