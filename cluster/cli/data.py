@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
@@ -16,6 +18,14 @@ from cluster import database
 from cluster.audit import AuditReport
 from cluster.audit import audit as run_audit
 from cluster.cli.options import DATABASE, PROJECT_ID, with_settings
+from cluster.cli.result_export import (
+    OnRows,
+    ResultQuery,
+    expect_pyarrow,
+    write_csv_rows,
+    write_json_lines,
+    write_parquet,
+)
 from cluster.embedded import cluster_database
 from cluster.errors import ClusterError, ExitCode, InvalidInputError
 from cluster.masking import masked_url
@@ -25,6 +35,7 @@ from cluster.supervisor.lock import find_holder
 T = TypeVar("T")
 
 RESULTS_MAX = 100_000
+RESULTS_SHOWN = 20
 LOCK_TIMEOUT_S = 10
 _AGO = re.compile(r"([0-9]{1,6})(s|m|h|d)")
 _AGO_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -98,21 +109,83 @@ def migrate(settings: Settings) -> None:
 
 @click.command()
 @with_settings(*DATABASE)
-@click.argument("project_id", metavar="ID", type=PROJECT_ID)
-@click.option("--last", default=20, show_default=True, type=click.IntRange(1, RESULTS_MAX), help="How many.")
+@click.argument("project_ids", metavar="ID...", type=PROJECT_ID, nargs=-1)
+@click.option(
+    "--last", type=click.IntRange(1, RESULTS_MAX), metavar="N", help="At most so many.  [20, or all of a time]"
+)
+@click.option("--since", metavar="TIME", help="Ticks from this instant on: 2026-01-31T12:00Z, or 2h for ago.")
+@click.option("--until", metavar="TIME", help="Ticks before this instant.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def results(settings: Settings, project_id: int, last: int, as_json: bool) -> None:
-    """Show the newest results of a project."""
+@click.option("--csv", "as_csv", is_flag=True, help="A row each, under the names of the columns.")
+@click.option(
+    "--parquet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a Parquet file; of several projects, or of all without an ID.",
+)
+def results(
+    settings: Settings,
+    project_ids: tuple[int, ...],
+    last: int | None,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+    as_csv: bool,
+    parquet: Path | None,
+) -> None:
+    """Show the newest results of a project, or write them to standard output or a file."""
+    if as_json + as_csv + (parquet is not None) > 1:
+        raise InvalidInputError("--json, --csv and --parquet: give one of them")
+    if parquet is None and len(project_ids) != 1:
+        raise InvalidInputError("ID: give one project; --parquet takes several, or all without an ID")
+    since_at, until_at = parse_instant("--since", since), parse_instant("--until", until)
+    in_time = since_at is not None or until_at is not None
+    if parquet is not None:
+        query = ResultQuery(project_ids, since_at, until_at, last, newest_first=last is not None)
+        _write_parquet(settings, query, parquet)
+        return
+    everything = in_time and (as_json or as_csv)
+    query = ResultQuery(project_ids, since_at, until_at, last or (None if everything else RESULTS_SHOWN))
 
-    async def read(conn: database.Connection) -> list[dict[str, Any]]:
-        rows = await conn.fetch(
-            "SELECT * FROM poll_results WHERE project_id = $1 ORDER BY scheduled_at DESC LIMIT $2", project_id, last
-        )
+    async def read(conn: database.Connection) -> None:
+        if as_csv or as_json:
+            write = write_csv_rows if as_csv else write_json_lines
+            if not await write(conn, query, sys.stdout.buffer):
+                await _expect_project(conn, project_ids[0])
+            return
+        sql, values = query.sql()
+        rows = [dict(row) for row in await conn.fetch(sql, *values)]
         if not rows:
-            await _expect_project(conn, project_id)
-        return [dict(row) for row in rows]
+            await _expect_project(conn, project_ids[0])
+        nothing = "no results in that time" if in_time else "no results yet"
+        _show_rows(rows, "results_table", nothing, as_json=False)
 
-    _show_rows(with_database(settings, read), "results_table", "no results yet", as_json=as_json)
+    with_database(settings, read)
+
+
+def _write_parquet(settings: Settings, query: ResultQuery, file: Path) -> None:
+    expect_pyarrow()
+    if not file.absolute().parent.is_dir():
+        raise InvalidInputError(f"cannot open {file}: there is no directory {file.parent}")
+
+    async def write(conn: database.Connection) -> int:
+        from cluster.cli import render  # noqa: PLC0415 - rich is slow to import
+
+        known = await conn.fetch("SELECT id FROM projects WHERE id = ANY($1::bigint[])", list(query.project_ids))
+        for project_id in sorted(set(query.project_ids) - {row["id"] for row in known}):
+            kept = await conn.fetchval(
+                "SELECT EXISTS (SELECT 1 FROM poll_results WHERE project_id = $1)",
+                project_id,  # of one that was removed, results may be left
+            )
+            if not kept:
+                raise ClusterError(f"there is no project {project_id}", code="unknown_project")
+        with contextlib.ExitStack() as stack:
+            on_rows: OnRows = lambda _count, _total: None  # noqa: E731
+            if sys.stderr.isatty():
+                on_rows = stack.enter_context(render.entries_progress("writing results"))
+            return await write_parquet(conn, query, file, on_rows)
+
+    click.echo(f"wrote {with_database(settings, write)} results to {file}", err=True)
 
 
 @click.command()
