@@ -89,9 +89,7 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
         except msgspec.ValidationError as error:
             errors.append(FieldError(name, _message(error)))
     errors += [
-        FieldError(field.name, "is required")
-        for field in msgspec.structs.fields(wanted)
-        if field.required and field.name not in given
+        FieldError(name, "is required") for name, field in fields.items() if field.required and name not in given
     ]
     if errors:
         raise invalid_fields(errors)
@@ -108,6 +106,7 @@ class FieldType(msgspec.Struct, frozen=True):
     type: Any
     given: Any
     is_instant: bool
+    required: bool
 
 
 _FIELDS: dict[type[msgspec.Struct], dict[str, FieldType]] = {}
@@ -116,12 +115,15 @@ _FIELDS: dict[type[msgspec.Struct], dict[str, FieldType]] = {}
 def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, FieldType]:
     if wanted not in _FIELDS:
         hints = get_type_hints(wanted, include_extras=True)
-        _FIELDS[wanted] = {name: _field_type(hints[name]) for name in wanted.__struct_fields__}
+        _FIELDS[wanted] = {
+            field.name: _field_type(hints[field.name], required=field.required)
+            for field in msgspec.structs.fields(wanted)
+        }
     return _FIELDS[wanted]
 
 
-def _field_type(hint: Any) -> FieldType:
-    return FieldType(hint, _without_none(hint), _is_instant(hint))
+def _field_type(hint: Any, *, required: bool) -> FieldType:
+    return FieldType(hint, _without_none(hint), _is_instant(hint), required)
 
 
 def _without_none(hint: Any) -> Any:

@@ -49,14 +49,14 @@ class ServedCluster:
         self._context = RoleContext(self.settings)
         self.service = CoordinatorService(self._context, CoordinatorCore)
         self._task = asyncio.create_task(self.service.run())
-        await until(lambda: self.service.server.addresses or self._task.done(), what="a server")
+        await until(lambda: self.service.server.addresses or self._task.done(), 30.0, what="a server")
         if self._task.done():
             self._task.result()
         return self
 
     async def loaded(self):
         """With projects, so that no request is told to wait."""
-        await until(lambda: self.service._source.loaded or self._task.done(), what="projects")
+        await until(lambda: self.service._source.loaded or self._task.done(), 30.0, what="projects")
         return self
 
     @property
@@ -70,9 +70,9 @@ class ServedCluster:
         return self
 
     async def stop(self):
-        if self._context is not None:
-            self._context.stop("test over")
         if self._task is not None:
+            await self.loaded()  # a stop in the middle of a start is another test's
+            self._context.stop("test over")
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait_for(self._task, 20)
 

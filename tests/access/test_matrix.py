@@ -167,7 +167,7 @@ async def test_every_route_of_the_server_has_a_scope(served):
     known = {(route.method, route.path) for route in ROUTES}
     known |= {("HEAD", path) for method, path in known if method == "GET"}
     beside = places - known
-    assert {path for _, path in beside} <= {"/", "/static", "/static/{path}", "/static/{name}"}, beside
+    assert all(path == "/" or path.startswith("/static/") for _, path in beside), beside
     assert {method for method, _ in beside} <= {"GET", "HEAD"}
     assert known <= places
 
@@ -228,7 +228,7 @@ async def test_the_scopes_are_what_was_agreed():
     """So that a mistake in the table itself is seen."""
     scopes = {(route.method, route.path): route.scope for route in ROUTES}
     for (method, path), scope in scopes.items():
-        if path in {"/healthz", "/readyz", "/", SESSION, "/api/v1/openapi.json", "/api/v1/docs"}:
+        if path in {"/healthz", "/readyz", "/", SESSION, "/api/v1/openapi.json"} or path.startswith("/api/v1/docs"):
             assert scope == "none", path
         elif (
             path in {"/api/v1/audit-log", "/api/v1/reload"}

@@ -79,10 +79,9 @@ class ApiFigures(msgspec.Struct):
         return not self.incidents and not any(window.refused for window in self.windows)
 
 
-def questions(has_history: bool) -> dict[str, Callable[[int], str]]:
-    """Paths below the API, by what they ask; each takes a number that goes up."""
-    first = 1 if has_history else FIRST_POLLED
-    some = WITH_HISTORY if has_history else 100
+def questions(ids: range) -> dict[str, Callable[[int], str]]:
+    """Paths below the API, by what they ask, of single projects of these ids; each takes a number that goes up."""
+    first, some = ids.start, len(ids)
     return {
         "project": lambda n: f"projects/{first + n * 7_919 % some}",
         "list": lambda n: f"projects?limit=50&state={('up', 'paused')[n % 2]}",
@@ -150,11 +149,9 @@ class Client:
         self.refused += answer.status != 200
 
 
-async def ask_each(
-    session: aiohttp.ClientSession, cluster: Cluster, has_history: bool, times: int
-) -> list[AnswerFigures]:
+async def ask_each(session: aiohttp.ClientSession, cluster: Cluster, ids: range, times: int) -> list[AnswerFigures]:
     found = []
-    for question, path in questions(has_history).items():
+    for question, path in questions(ids).items():
         client = Client(session, cluster)
         for n in range(times + 1):
             await client.ask(path(n))
@@ -164,9 +161,9 @@ async def ask_each(
     return found
 
 
-def mix(has_history: bool) -> Iterator[str]:
+def mix(ids: range) -> Iterator[str]:
     """Paths without end, in their shares, well mixed."""
-    asked = questions(has_history)
+    asked = questions(ids)
     deck = [name for name, share in SHARES.items() for _ in range(share)]
     deck = [deck[n * 37 % len(deck)] for n in range(len(deck))]  # 37 and 100 have no common divisor
     for n in itertools.count():
@@ -231,9 +228,13 @@ async def main(arguments: argparse.Namespace) -> ApiFigures:
                 "two polls of each project",
                 READY_S,
             )
-            has_history = arguments.rows > 0
-            answers = await ask_each(session, cluster, has_history, arguments.times)
-            paths = mix(has_history)
+            ids = (
+                range(1, WITH_HISTORY + 1)
+                if arguments.rows
+                else range(FIRST_POLLED, FIRST_POLLED + arguments.polls_per_s)
+            )
+            answers = await ask_each(session, cluster, ids, arguments.times)
+            paths = mix(ids)
             windows = [
                 await window(ground, cluster, session, paths, requests_per_s, arguments.seconds)
                 for requests_per_s in (0, arguments.requests_per_s) * arguments.rounds

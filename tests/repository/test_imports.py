@@ -37,7 +37,10 @@ PURE = (
     "cluster.assertions",
     "cluster.json_path",
     "cluster.project",
+    "cluster.rollup_sql",
+    "cluster.rollup_times",
     "cluster.secret_references",
+    "cluster.sketch",
     "cluster.messages.control",
     "cluster.messages.results",
     "cluster.messages.admin",
@@ -70,6 +73,7 @@ PURE = (
     "writer.claims",
     "writer.core",
     "writer.events",
+    "writer.rollup_plan",
     "writer.standing",
     "writer.stream",
 )
@@ -164,7 +168,8 @@ def test_cores_do_not_ask_for_the_time(name):
 SHELLS = {
     "coordinator": {"admin", "journal", "project_requests", "project_rows", "projects", "requests", "service", "status",
                     "store", "throttle", "web"},
-    "writer": {"ledger", "partitions", "records", "service", "sightings", "state_tables", "store", "taken"},
+    "writer": {"ledger", "partitions", "records", "rollup_late", "rollup_steps", "rollups", "service", "sightings",
+               "state_tables", "store", "taken"},
     "worker": {"own_endpoints", "probe", "recorder", "retries", "service"},
 }  # fmt: skip
 

@@ -12,10 +12,9 @@ DAY_AGO = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=2
 async def store_days(sql):
     """Room for results of any day, and nothing rolled up yet."""
     await sql.execute("CREATE TABLE all_days PARTITION OF poll_results DEFAULT")
-    await sql.execute(
-        "UPDATE rollup_progress SET rolled_to = week, claimed_to = week, weeks_to = week "
-        "FROM (SELECT date_trunc('week', now() - interval '7 days', 'UTC') AS week) x"
-    )
+    week = "date_trunc('week', now() - interval '7 days', 'UTC')"
+    await sql.execute(f"UPDATE rollup_progress SET rolled_to = {week}, claimed_to = {week}")
+    await sql.execute(f"UPDATE rollup_sums SET summed_to = {week}")
 
 
 def at(minutes):
