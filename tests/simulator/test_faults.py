@@ -16,7 +16,7 @@ from coordinator.events import DrainRequested
 from tests.simulator.world import Faults, Snapshot, World, check_law, check_nothing_is_lost, check_polled_once
 from worker import outbox, outgoing
 
-SEEDS = int(os.environ.get("SIMULATOR_SEEDS", "200"))
+SEEDS = int(os.environ.get("SIMULATOR_SEEDS", "60"))
 FIRST_SEED = int(os.environ.get("SIMULATOR_FIRST_SEED", "0"))
 WITH_WAL = [14, 35, 51, 72, 81, 110, 155, 226, 297, 338, 429, 572, 647, 830, 863, 983, 989, 1013]
 REGRESSIONS = [

@@ -13,6 +13,7 @@ from cluster.wal.errors import WalError
 from cluster.wal.format import SEGMENT_HEADER_BYTES, Entry, encode_entry_header
 from cluster.wal.quarantine import Quarantine
 from cluster.wal.segment import PAGE_BYTES
+from tests.examples import ALL
 from tests.wal.streams import STREAM, Source, crash, directory, files_of, one_warning, read_all, warnings_of
 
 SEGMENT_BYTES = 420  # a header and three small entries
@@ -122,7 +123,7 @@ def many_bytes(original):
 
 def test_any_bit_may_flip(original, tmp_path):
     last = len(original.names) - 1
-    for number, content, offset in every_byte(original):
+    for number, content, offset in every_byte(original) if ALL else many_bytes(original):
         flipped = bytearray(content)
         flipped[offset] ^= 1 << (offset % 8)
         counted = check(original, tmp_path, number, bytes(flipped), touched(original, number, offset))

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cluster.wal.errors import WalError
 from cluster.wal.format import SEGMENT_HEADER_BYTES, encode_entry_header
 from cluster.wal.segment import scan_file
+from tests.examples import examples
 from tests.wal.streams import STREAM, Source, crash, directory, files_of
 
 RETAIN_S = 600.0
@@ -234,4 +235,4 @@ class StreamModel(RuleBasedStateMachine):
 
 
 TestStreamModel = StreamModel.TestCase
-TestStreamModel.settings = settings(max_examples=120, stateful_step_count=40)
+TestStreamModel.settings = settings(max_examples=examples(120), stateful_step_count=40)

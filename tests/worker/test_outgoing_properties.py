@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cluster.messages.results import Batch, StreamHello, decode_to_writer
 from cluster.wal.format import Entry
+from tests.examples import examples
 from tests.worker.wal_double import CREDIT, DiskDouble, results
 from worker import outgoing as outgoing_module
 from worker.outgoing import OutgoingStream
@@ -245,7 +246,7 @@ def _small_windows():
         yield
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     st.integers(min_value=0, max_value=2**32),
     st.integers(min_value=0, max_value=150),

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.messages.results import MissedRange, PollResult
+from tests.examples import examples
 from tests.writer.conftest import DAY_MS, NOW_MS, S2, flush, missed, part, result
 from writer import store as store_module
 from writer import taken
@@ -111,7 +112,7 @@ def record_of(drawn, project):
     return missed(ms(first), ms(first + count - 1), STEP_MS, project_id=project, reason=reason)
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(250), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=FLUSHES)
 async def test_in_any_order_a_tick_is_polled_or_missed_and_counted_once(store, tables, drawn):
     number = next(_fresh)
