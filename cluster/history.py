@@ -23,7 +23,7 @@ import msgspec
 from cluster.database import Connection
 from cluster.errors import InvalidInputError
 from cluster.rollup_sql import COLUMNS, FIGURES, begin_of, weights_of
-from cluster.rollup_times import DAY, HOUR, MINUTE, WEEK, ceil_to, floor_to
+from cluster.rollup_times import DAY, HOUR, MINUTE, QUARTER, WEEK, ceil_to, floor_to
 from cluster.sketch import BOUNDS_MS, COUNT_MAX, quantiles_of_wire
 
 Resolution = Literal["minute", "hour", "day"]
@@ -36,7 +36,8 @@ AUTO_MINUTES = 6 * HOUR  # up to here minutes, up to the next hours, beyond days
 AUTO_HOURS = 15 * DAY
 BARS_MINUTES = 2 * HOUR
 BARS_HOURS = 10 * DAY
-OVERVIEW_HOURS = 2 * DAY  # beyond, days and the weeks among them
+OVERVIEW_HOURS = 2 * DAY  # beyond, days
+SUMMED: dict[Resolution, tuple[str, timedelta]] = {"hour": ("rollup_quarters", QUARTER), "day": ("rollup_weeks", WEEK)}
 TAIL_PROJECTS_MAX = 1_000
 YIELD_ROWS = 500  # of an overview; then others have their turn
 SHARES = (0.5, 0.95, 0.99)
@@ -84,7 +85,7 @@ Bar = tuple[int, int, float | None]  # polls, failures, p50_ms
 
 
 class ListSummary(msgspec.Struct, frozen=True):
-    """Of one project among many.  ``bars``: equal parts of the range (the last may be shorter), oldest first, the empty ones too."""
+    """Of one project among many.  ``bars``: equal parts of the range, the last may be shorter; oldest first."""
 
     since: datetime
     until: datetime
@@ -297,8 +298,9 @@ _FINE_POLLS = _polls(
 )
 _FINE = f"""
     SELECT p.id, s.at, {_ROLLED} FROM hours p
-    CROSS JOIN generate_series(greatest(p.at, $3), least(p.at + interval '59 minutes', $4::timestamptz - interval '1 minute'),
-                               interval '1 minute') AS b(at)
+    CROSS JOIN generate_series(
+        greatest(p.at, $3), least(p.at + interval '1 hour', $4::timestamptz) - interval '1 minute', interval '1 minute'
+    ) AS b(at)
     CROSS JOIN LATERAL (SELECT * FROM rollup_minutes WHERE at = b.at AND project_id = p.id OFFSET 0) s
     WHERE p.by_minute
     UNION ALL
@@ -398,7 +400,7 @@ _OVERVIEW = f"""
         SELECT project_id AS id, {", ".join(COLUMNS)} FROM {{table}}
         WHERE at = ANY($2::timestamptz[]) AND project_id BETWEEN $6 AND $7
         UNION ALL
-        SELECT project_id, {", ".join(COLUMNS)} FROM rollup_weeks
+        SELECT project_id, {", ".join(COLUMNS)} FROM {{summed}}
         WHERE at = ANY($8::timestamptz[]) AND project_id BETWEEN $6 AND $7
         UNION ALL
         SELECT id, {", ".join(COLUMNS)} FROM ({{tail}}) tail
@@ -428,13 +430,12 @@ async def overview(
         ids = [row[0] for row in rows]
         if not ids or not begins:
             return [_overview_row(project_id, _NOTHING) for project_id in ids]
-        weeks: list[datetime] = []
-        if every == "day":
-            weeks_to = await conn.fetchval("SELECT weeks_to FROM rollup_progress")
-            weeks = _whole_weeks(begins[0], min(begins[-1] + DAY, weeks_to))
-        rest = [at for at in begins if not weeks or not weeks[0] <= at < weeks[-1] + WEEK]
+        summed, width = SUMMED[every]
+        summed_to = await conn.fetchval("SELECT summed_to FROM rollup_sums WHERE name = $1", summed)
+        wholes = _wholes(width, begins[0], min(begins[-1] + WIDTH[every], summed_to))
+        rest = [at for at in begins if not wholes or not wholes[0] <= at < wholes[-1] + width]
         found = await conn.fetch(
-            _OVERVIEW.format(table=f"rollup_{every}s", tail=_TAIL[every]),
+            _OVERVIEW.format(table=f"rollup_{every}s", summed=summed, tail=_TAIL[every]),
             ids if len(ids) <= TAIL_PROJECTS_MAX else [],
             rest,
             begins[0],
@@ -442,7 +443,7 @@ async def overview(
             BOUNDS_MS,
             ids[0],
             ids[-1],
-            weeks,
+            wholes,
         )
     parts = await _parts_of_many(found)
     return [_overview_row(project_id, parts.get(project_id, _NOTHING)) for project_id in ids]
@@ -457,9 +458,10 @@ async def _parts_of_many(rows: Sequence[Any]) -> Mapping[int, _Part]:
     return parts
 
 
-def _whole_weeks(since: datetime, until: datetime) -> list[datetime]:
-    first = ceil_to(WEEK, since)
-    return [first + n * WEEK for n in range(max(0, (until - first) // WEEK))]
+def _wholes(width: timedelta, since: datetime, until: datetime) -> list[datetime]:
+    """Where the quarters or weeks begin that lie in a range."""
+    first = ceil_to(width, since)
+    return [first + n * width for n in range(max(0, (until - first) // width))]
 
 
 def _overview_row(project_id: int, part: _Part) -> OverviewRow:

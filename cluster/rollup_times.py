@@ -1,9 +1,10 @@
-"""Minutes, hours, days and weeks (from Monday) of UTC."""
+"""Minutes, hours, quarters of days, days and weeks (from Monday) of UTC."""
 
 from datetime import UTC, datetime, timedelta
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
+QUARTER = timedelta(hours=6)
 DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
 _MONDAY = datetime(2001, 1, 1, tzinfo=UTC)

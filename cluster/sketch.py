@@ -95,16 +95,20 @@ def quantiles_of_wire(sent: bytes | None, shares: Sequence[float]) -> list[float
     return _quantiles(range(first, first + len(counts)), counts, shares)
 
 
-def _counts(sent: bytes) -> tuple[int, list[int]]:
+def _counts(sent: bytes) -> tuple[int, tuple[int, ...]]:
     """The first bucket, and the counts from there on, zeros included."""
     length, weight, _, _ = _HEAD.unpack_from(sent)
-    digits = list(struct.unpack_from(f"!{length}H", sent, _HEAD.size))
+    digits = struct.unpack_from(f"!{length}H", sent, _HEAD.size)
     if not digits:
-        return 0, []
-    if not weight % 2:
-        digits.insert(0, 0)
-    if len(digits) % 2:
-        digits.append(0)
-    highs, lows = digits[-2::-2], digits[-1::-2]  # rising
-    counts = [high * _BASE + low for high, low in zip(highs, lows, strict=True)] if any(highs) else lows
+        return 0, ()
+    # From the last bucket down, each a high and a low digit; a high one that is 0 does not begin, a low one not end it.
+    if weight % 2:
+        highs, lows = digits[0::2], digits[1::2]
+    else:
+        highs, lows = (0, *digits[1::2]), digits[0::2]
+    if len(lows) < len(highs):
+        lows = (*lows, 0)
+    counts = lows[::-1]
+    if any(highs):
+        counts = tuple(high * _BASE + low for high, low in zip(highs[::-1], counts, strict=True))
     return weight // 2 - len(counts) + 1, counts

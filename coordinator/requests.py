@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,6 +19,7 @@ from cluster.database import connect, describe
 from cluster.errors import ClusterError
 from cluster.project import ProjectFields
 from coordinator.events import DrainRequested, Event, ScaleRequested, View
+from coordinator.project_requests import ADMIN_SOCKET, Change, Guard, Requester
 from coordinator.project_rows import DATABASE_AWAY, Applied
 
 STARTING_S = 3.0
@@ -27,19 +28,35 @@ PURGE_ANSWER_S = 8.0  # a purge that takes longer goes on after the reply
 PURGE_ROWS = 10_000  # per statement
 PURGES_MAX = 16
 
-T = TypeVar("T")
-
 logger = logging.getLogger("coordinator.requests")
 
 
 class Projects(Protocol):
     """What requests want of ProjectRequests."""
 
-    async def insert(self, fields: ProjectFields) -> int: ...
+    async def insert(self, fields: ProjectFields, requester: Requester = ADMIN_SOCKET) -> int: ...
 
-    async def enable(self, project_id: int) -> None: ...
+    async def insert_all(self, projects: Sequence[ProjectFields], requester: Requester) -> list[int]: ...
 
-    async def remove(self, ids: Sequence[int], *, delete: bool, token: int) -> None: ...
+    async def enable(self, project_id: int, requester: Requester = ADMIN_SOCKET) -> None: ...
+
+    async def enable_all(
+        self, ids: Sequence[int], requester: Requester, guard: Guard | None = None
+    ) -> tuple[int, int]: ...
+
+    async def update(
+        self, project_id: int, change: Change, requester: Requester, *, token: int, guard: Guard | None = None
+    ) -> bool: ...
+
+    async def remove(
+        self,
+        ids: Sequence[int],
+        *,
+        delete: bool,
+        token: int,
+        requester: Requester = ADMIN_SOCKET,
+        guard: Guard | None = None,
+    ) -> None: ...
 
     async def reload(self) -> Applied: ...
 
@@ -101,15 +118,15 @@ class RequestDesk:
         if confirmation is not None and not confirmation.done():
             confirmation.set_result(None)
 
-    async def confirmed(self, change: Callable[[int], Awaitable[T]]) -> T:
-        """Have something made that ends polling, with a token that the core confirms; what it returned."""
+    async def confirmed(self, change: Callable[[int], Awaitable[bool]]) -> None:
+        """Have a change made with a token; if it says that it ends polling, wait until the core confirms that."""
         token = next(self._tokens)
         confirmation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._confirmations[token] = confirmation
         try:
-            made = await change(token)
-            async with asyncio.timeout(CONFIRM_S):
-                await confirmation
+            if await change(token):
+                async with asyncio.timeout(CONFIRM_S):
+                    await confirmation
         except TimeoutError:
             raise ClusterError(
                 f"the change is stored, but a worker has not confirmed it within {CONFIRM_S:g} s; it is told again "
@@ -118,13 +135,31 @@ class RequestDesk:
             ) from None
         finally:
             del self._confirmations[token]
-        return made
 
-    async def remove(self, wanted: Sequence[int], *, delete: bool = False, purge: bool = False) -> Changed:
+    async def update(self, project_id: int, change: Change, requester: Requester, guard: Guard | None = None) -> None:
+        """Change fields of a project."""
+        await self.confirmed(
+            lambda token: self.projects.update(project_id, change, requester, token=token, guard=guard)
+        )
+
+    async def remove(
+        self,
+        wanted: Sequence[int],
+        requester: Requester = ADMIN_SOCKET,
+        *,
+        delete: bool = False,
+        purge: bool = False,
+        guard: Guard | None = None,
+    ) -> Changed:
         """Disable or delete projects, all or none; ``purge``: with ``delete``, what is known of them as well."""
         self._expect_room_to_purge(purge)
         ids = sorted(set(wanted))
-        await self.confirmed(lambda token: self.projects.remove(ids, delete=delete, token=token))
+
+        async def change(token: int) -> bool:
+            await self.projects.remove(ids, delete=delete, token=token, requester=requester, guard=guard)
+            return True
+
+        await self.confirmed(change)
         return Changed(ids, await self._purge(ids) if purge else None)
 
     def _expect_room_to_purge(self, purge: bool) -> None:
@@ -178,6 +213,7 @@ async def purge_results(database_url: str, ids: Sequence[int]) -> None:
                 await _delete_in_parts(connection, "missed_polls", "first_tick", project_id)
                 await _delete_in_parts(connection, "state_changes", "changed_at", project_id)
                 await _delete_in_parts(connection, "poll_results", "scheduled_at", project_id)
+                await _delete_rollups(connection, project_id)
         finally:
             connection.terminate()
     except ClusterError as error:
@@ -193,3 +229,33 @@ async def _delete_in_parts(connection: Any, table: str, key: str, project_id: in
     deleted = PURGE_ROWS
     while deleted == PURGE_ROWS:
         deleted = int((await connection.execute(statement, project_id, timeout=60)).split()[-1])
+
+
+_ROLLUPS = {
+    "rollup_minutes": "1 minute",
+    "rollup_hours": "1 hour",
+    "rollup_quarters": "6 hours",
+    "rollup_days": "1 day",
+    "rollup_weeks": "7 days",
+}
+
+
+async def _delete_rollups(connection: Any, project_id: int) -> None:
+    """Its polls are gone, so nothing follows; whoever is rolling them up at this moment is waited for.
+
+    Keys begin with the time, so each instant is looked up.
+    """
+    async with connection.transaction():
+        await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off")
+        await connection.execute("SET LOCAL enable_mergejoin = off")
+        await connection.execute("SELECT FROM rollup_progress FOR UPDATE", timeout=60)
+        for table, every in _ROLLUPS.items():
+            await connection.execute(
+                f"""
+                DELETE FROM {table} r
+                USING generate_series((SELECT min(at) FROM {table}), (SELECT max(at) FROM {table}),
+                                      interval '{every}') g (at)
+                WHERE r.at = g.at AND r.project_id = $1""",  # noqa: S608 - names of ours
+                project_id,
+                timeout=60,
+            )

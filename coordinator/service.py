@@ -19,6 +19,8 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from cluster import database
+from cluster.access.credentials import Credentials, expect_somebody
+from cluster.access.server_tls import server_certificate
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
@@ -62,7 +64,10 @@ from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
+from coordinator.web.access import Access
 from coordinator.web.call import Backend
+from coordinator.web.feed import EventFeed
+from coordinator.web.history_endpoints import changes_reader
 from coordinator.web.pool import ApiPool
 from coordinator.web.request_metrics import RequestMetrics
 from coordinator.web.request_tracing import RequestTracing
@@ -146,6 +151,11 @@ class CoordinatorService:
         for collector in (ClusterCollector(self.view, self.counts), requests, self._project_metrics):
             if collector is not None:
                 registry.register(collector)
+        pool = ApiPool(settings.database_url)
+        self._feed = EventFeed(
+            lambda: None if self._core is None else document(self.view(), self.counts()), changes_reader(pool)
+        )
+        self._access = Access(settings, Credentials(settings.database_url))
         self.server = WebServer(
             settings.http,
             Backend(
@@ -153,11 +163,13 @@ class CoordinatorService:
                 counts=self.counts,
                 started=lambda: self._core is not None,
                 desk=self._requests,
-                pool=ApiPool(settings.database_url),
+                pool=pool,
                 registry=registry,
-                closing=asyncio.Event(),
+                feed=self._feed,
+                access=self._access,
             ),
             observers=[requests.measure, *([RequestTracing(self._tracing).trace] if self._tracing is not None else [])],
+            certificate=server_certificate(settings),
         )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
@@ -189,6 +201,7 @@ class CoordinatorService:
         settings = self._settings
         logger.info("starting")
         self._lag.start()
+        await self._expect_somebody()
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
         make_ipc_private(settings.control)
@@ -215,6 +228,27 @@ class CoordinatorService:
         if self._project_metrics is not None:
             self._begin(self._project_metrics.run())
         self._begin(self._each_second())
+
+    async def _expect_somebody(self) -> None:
+        """Nothing is served beyond loopback before there is a token or a user; a supervisor has seen to that already.
+
+        Raises ClusterError.  While the database can't say, what needs authentication is answered with 503.
+        """
+        settings = self._settings
+        if not self._access.required or settings.supervised:
+            return
+        assert settings.database_url is not None
+        conn: database.Connection | None = None
+        try:
+            conn = await database.connect(settings.database_url)
+            await expect_somebody(conn, settings.http)
+        except (ClusterError, *database.DATABASE_ERRORS) as error:
+            if conn is not None and isinstance(error, ClusterError):
+                raise
+            logger.warning("who may use the HTTP API is not known yet, so nobody may: %s", database.describe(error))
+        finally:
+            if conn is not None:
+                conn.terminate()
 
     async def _until_stopped(self, work: Coroutine[Any, Any, ClusterMemory | None]) -> ClusterMemory | None:
         task = self._loop.create_task(work)
@@ -359,6 +393,8 @@ class CoordinatorService:
             self._submit(ProjectsChanged(records, removed, initial=initial, ended=ended or [], token=token))
         finally:
             self._collecting = None
+        if not initial:
+            self._feed.projects_changed([*applied.added, *applied.changed, *applied.removed])
         return applied
 
     def load_progressed(self, loaded: int, total: int | None) -> None:
@@ -401,6 +437,7 @@ class CoordinatorService:
                 "notifications_malformed": self._source.notifications_malformed,
                 "journal_records_dropped": self._journal.records_dropped,
                 "state_saves_failed": self._save_failures,
+                **self._access.refused,
             },
             invalid_projects=self._source.invalid,
             admin_requests=self._desk.requests_ok,

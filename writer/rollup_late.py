@@ -1,8 +1,7 @@
 """Results that are stored after their time has been rolled up, noted in the transaction that stores them.
 
-An hour and a project per note; beyond SINGLE_MAX of a flush, an hour and all projects in between.  What is noted may
-be more than what is needed (results that were there already): an hour made anew once too often is the same hour.
-Hardly a flush has any, and one that has none costs a question.
+An hour and a project per note; beyond SINGLE_MAX of a flush, an hour and all projects in between.  Hardly a flush has
+any, and one that has none costs a question.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +15,8 @@ HOUR_MS = 3_600_000
 Note = tuple[int, int, int]  # begin of an hour in ms, first and last project
 
 
-async def keep(conn: Connection, spreads: Mapping[str, TickSpread], planned: Iterable[list[ResultRecord]]) -> None:
-    """Note which of these results are late.  The caller has the lock of flushes (see writer.ledger)."""
+async def keep(conn: Connection, spreads: Mapping[str, TickSpread], stored: Iterable[list[ResultRecord]]) -> None:
+    """Note which of these results, which the flush has added, are late.  It has the flushes' lock (writer.ledger)."""
     if not spreads:
         return
     claimed_to = await conn.fetchval("SELECT claimed_to FROM rollup_progress")
@@ -25,7 +24,9 @@ async def keep(conn: Connection, spreads: Mapping[str, TickSpread], planned: Ite
     streams = {stream_id for stream_id, spread in spreads.items() if spread.first_ms < claimed_ms}
     if not streams:
         return
-    notes = late_hours((r for records in planned for r in records if r.origin.stream_id in streams), claimed_ms)
+    notes = late_hours((r for records in stored for r in records if r.origin.stream_id in streams), claimed_ms)
+    if not notes:
+        return
     await conn.execute(
         "INSERT INTO rollup_late (since, until, first_id, last_id) SELECT * FROM "
         "unnest($1::timestamptz[], $2::timestamptz[], $3::bigint[], $4::bigint[])",

@@ -9,7 +9,7 @@ transaction each.  A pass
 - is due after a while that follows the load: short for projects that are polled each second, whose polls are then still
   in memory, and up to PERIOD_MAX where a project has hardly any polls in it.
 
-In between: hours that are to be made anew, weeks that are over, rows that have been kept for long enough.
+In between: hours that are to be made anew, quarters of days and weeks that are over, rows that were kept long enough.
 """
 
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from cluster.rollup_times import DAY, HOUR, MINUTE, WEEK, floor_to
+from cluster.rollup_times import DAY, HOUR, MINUTE, QUARTER, WEEK, floor_to
 
 MARGIN = timedelta(seconds=2)
 PATIENCE = timedelta(minutes=15)
@@ -31,8 +31,22 @@ LOOK_EVERY_S = 10.0
 CHUNK_FIRST = 50  # projects
 CHUNK_MAX = 5_000
 CHUNK_S = 0.1
-Table = Literal["rollup_minutes", "rollup_hours", "rollup_days", "rollup_weeks"]
-TABLES: tuple[Table, ...] = ("rollup_minutes", "rollup_hours", "rollup_days", "rollup_weeks")
+Table = Literal["rollup_minutes", "rollup_hours", "rollup_quarters", "rollup_days", "rollup_weeks"]
+TABLES: tuple[Table, ...] = ("rollup_minutes", "rollup_hours", "rollup_quarters", "rollup_days", "rollup_weeks")
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """Rollups that are made of others once these are complete."""
+
+    source: Table
+    part: timedelta
+    whole: timedelta
+
+
+SUMS: dict[Table, Sum] = {
+    "rollup_quarters": Sum("rollup_hours", HOUR, QUARTER),
+    "rollup_weeks": Sum("rollup_days", DAY, WEEK),
+}
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -42,8 +56,7 @@ class Position(msgspec.Struct, frozen=True):
     rolled_to: datetime
     claimed_to: datetime
     next_id: int | None
-    weeks_to: datetime
-    weeks_next_id: int | None
+    summed_to: dict[Table, datetime]
     accounted_to: datetime | None
     kept_from: datetime | None  # of poll_results
     late_since: datetime | None  # the first hour that is to be made anew
@@ -70,7 +83,8 @@ class RemakeChunk(msgspec.Struct, frozen=True):
     projects: int
 
 
-class WeekChunk(msgspec.Struct, frozen=True):
+class SumChunk(msgspec.Struct, frozen=True):
+    table: Table
     projects: int
 
 
@@ -85,7 +99,7 @@ class Rest(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Action = Claim | Skip | RollChunk | RemakeChunk | WeekChunk | Expire | Rest
+Action = Claim | Skip | RollChunk | RemakeChunk | SumChunk | Expire | Rest
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -99,7 +113,8 @@ class Retention(msgspec.Struct, frozen=True):
     def before(self, table: Table, now: datetime) -> datetime:
         """What is older may go: a whole number of days, since days are made from hours."""
         hours = max(self.hours, self.results, self.minutes)
-        keep = {"rollup_minutes": self.minutes, "rollup_hours": hours}.get(table, max(self.days, hours))
+        of_hours = {"rollup_hours": hours, "rollup_quarters": hours}
+        keep = {"rollup_minutes": self.minutes, **of_hours}.get(table, max(self.days, hours))
         today = floor_to(DAY, now)
         if table == "rollup_weeks":
             return floor_to(WEEK, today - timedelta(days=keep))
@@ -122,7 +137,7 @@ class ChunkSize:
 class RollupPlan:
     def __init__(self, retention: Retention) -> None:
         self._retention = retention
-        self._sizes = {kind: ChunkSize() for kind in (RollChunk, RemakeChunk, WeekChunk)}
+        self._sizes = {kind: ChunkSize() for kind in (RollChunk, RemakeChunk, SumChunk)}
         self._period_s = PERIOD_MIN_S
         self._polls = self._projects = 0  # of the pass under way
         self._expire_at: datetime | None = None
@@ -138,14 +153,13 @@ class RollupPlan:
             return Claim(to)
         if position.late_due:
             return RemakeChunk(self._sizes[RemakeChunk].projects)
-        week_end = position.weeks_to + WEEK
-        if week_end <= position.rolled_to and (position.late_since is None or position.late_since >= week_end):
-            return WeekChunk(self._sizes[WeekChunk].projects)
+        for table, made in SUMS.items():
+            end = position.summed_to[table] + made.whole
+            if end <= position.rolled_to and (position.late_since is None or position.late_since >= end):
+                return SumChunk(table, self._sizes[SumChunk].projects)
         return self._expire(position.now) or Rest(LOOK_EVERY_S)
 
-    def chunk_done(
-        self, action: RollChunk | RemakeChunk | WeekChunk, seconds: float, projects: int, polls: int
-    ) -> None:
+    def chunk_done(self, action: RollChunk | RemakeChunk | SumChunk, seconds: float, projects: int, polls: int) -> None:
         self._sizes[type(action)].took(seconds, projects)
         if isinstance(action, RollChunk):
             self._projects += projects

@@ -23,10 +23,10 @@ import msgspec
 
 from cluster.database import Connection
 from cluster.rollup_sql import COLUMNS, FIGURES, MERGED, begin_of, weights_of
-from cluster.rollup_times import DAY, HOUR, WEEK, floor_to
+from cluster.rollup_times import DAY, HOUR, floor_to
 from cluster.sketch import BOUNDS_MS
 from writer.partitions import EPOCH, name_of
-from writer.rollup_plan import Position, Table
+from writer.rollup_plan import SUMS, Position, Table
 
 LOWEST_ID, HIGHEST_ID = -(2**63), 2**63 - 1
 LATE_MARKS_MAX = 2_000  # of single projects, made anew at a time
@@ -96,7 +96,11 @@ async def look(conn: Connection) -> Position:
         LATE_REST,
     )
     assert row is not None, "rollup_progress, cluster_state and result_retention have one row each"
-    return Position(**{name: row[name] for name in Position.__struct_fields__})
+    summed_to = {
+        each["name"]: each["summed_to"] for each in await conn.fetch("SELECT name, summed_to FROM rollup_sums")
+    }
+    of_row = {name: row[name] for name in Position.__struct_fields__ if name != "summed_to"}
+    return Position(**of_row, summed_to=summed_to)
 
 
 async def _locked(conn: Connection) -> Progress:
@@ -296,7 +300,7 @@ async def _forget_marks(conn: Connection, marks: list[int]) -> None:
 
 
 async def _remake(conn: Connection, keys: Sequence[Key], progress: Progress) -> None:
-    """Replace hours, and the days and weeks that they are in.  Keys: of one day, each with whole hours."""
+    """Replace hours, and what they are part of.  Keys: of one day, each with whole hours."""
     # Of after what is rolled up for a project there is nothing to be replaced: its pass is still to come.
     under_way = progress["next_id"]
     cut: list[Key] = []
@@ -316,20 +320,36 @@ async def _remake(conn: Connection, keys: Sequence[Key], progress: Progress) -> 
         return
     await _roll(conn, cut, progress, _REPLACED)
     ids = sorted({key[0] for key in cut})
-    await _sum_up(conn, "rollup_hours", "rollup_days", ids, [day + n * HOUR for n in range(24)])
-    week = floor_to(WEEK, day)
-    weeks_next = progress["weeks_next_id"]
-    summed = [
-        each
-        for each in ids
-        if week < progress["weeks_to"]
-        or (week == progress["weeks_to"] and weeks_next is not None and each < weeks_next)
-    ]
-    if summed:
-        await _sum_up(conn, "rollup_days", "rollup_weeks", summed, [week + n * DAY for n in range(7)])
+    await _add_up(conn, "rollup_hours", "rollup_days", ids, [day + n * HOUR for n in range(24)])
+    for table, made in SUMS.items():
+        progress = await _sum_progress(conn, table)
+        wholes: dict[datetime, set[int]] = {}
+        for project_id, since, until in cut:
+            for n in range(-(-(until - since) // HOUR)):
+                whole = floor_to(made.whole, since + n * HOUR)
+                if _is_summed(progress, whole, project_id):
+                    wholes.setdefault(whole, set()).add(project_id)
+        for whole, some in wholes.items():
+            await _sum_up(conn, table, whole, sorted(some))
 
 
-async def _sum_up(conn: Connection, source: str, target: str, ids: Sequence[int], parts: Sequence[datetime]) -> None:
+async def _sum_progress(conn: Connection, table: Table) -> Progress:
+    row: Progress | None = await conn.fetchrow("SELECT * FROM rollup_sums WHERE name = $1", table)
+    assert row is not None, "rollup_sums has a row for each"
+    return row
+
+
+def _is_summed(progress: Progress, whole: datetime, project_id: int) -> bool:
+    summed_to, next_id = progress["summed_to"], progress["next_id"]
+    return bool(whole < summed_to or (whole == summed_to and next_id is not None and project_id < next_id))
+
+
+async def _sum_up(conn: Connection, table: Table, whole: datetime, ids: Sequence[int]) -> None:
+    made = SUMS[table]
+    await _add_up(conn, made.source, table, ids, [whole + n * made.part for n in range(made.whole // made.part)])
+
+
+async def _add_up(conn: Connection, source: str, target: str, ids: Sequence[int], parts: Sequence[datetime]) -> None:
     """Make a rollup of each project from its parts, which all are there."""
     await conn.execute(
         f"""
@@ -345,37 +365,38 @@ async def _sum_up(conn: Connection, source: str, target: str, ids: Sequence[int]
     )
 
 
-# ---- weeks ----------------------------------------------------------------------------------------------------------
+# ---- quarters of days, and weeks ------------------------------------------------------------------------------------
 
 
-async def week_chunk(conn: Connection, projects: int) -> Done:
-    """Sum up the next week that is over, for its next projects."""
+async def sum_chunk(conn: Connection, table: Table, projects: int) -> Done:
+    """Sum up the next quarter or week that is over, for its next projects."""
+    made = SUMS[table]
     async with conn.transaction():
-        progress = await _locked(conn)
-        week = progress["weeks_to"]
-        if week + WEEK > progress["rolled_to"]:
+        rolled_to = (await _locked(conn))["rolled_to"]
+        progress = await _sum_progress(conn, table)
+        whole = progress["summed_to"]
+        if whole + made.whole > rolled_to:
             return Done(0, 0, finished=True)
-        days = [week + n * DAY for n in range(7)]
-        first_id = progress["weeks_next_id"] if progress["weeks_next_id"] is not None else LOWEST_ID
         rows = await conn.fetch(
-            """
+            f"""
             SELECT DISTINCT project_id FROM unnest($1::timestamptz[]) AS d(at)
-            CROSS JOIN LATERAL (SELECT project_id FROM rollup_days WHERE at = d.at AND project_id >= $2
+            CROSS JOIN LATERAL (SELECT project_id FROM {made.source} WHERE at = d.at AND project_id >= $2
                                 ORDER BY project_id LIMIT $3) s
             ORDER BY 1 LIMIT $3
-            """,
-            days,
-            first_id,
+            """,  # noqa: S608 - a name of ours
+            [whole + n * made.part for n in range(made.whole // made.part)],
+            LOWEST_ID if progress["next_id"] is None else progress["next_id"],
             projects,
         )
         ids = [row[0] for row in rows]
         if ids:
-            await _sum_up(conn, "rollup_days", "rollup_weeks", ids, days)
+            await _sum_up(conn, table, whole, ids)
         finished = len(ids) < projects or ids[-1] == HIGHEST_ID
         await conn.execute(
-            "UPDATE rollup_progress SET weeks_to = $1, weeks_next_id = $2, updated_at = now()",
-            week + WEEK if finished else week,
+            "UPDATE rollup_sums SET summed_to = $1, next_id = $2 WHERE name = $3",
+            whole + made.whole if finished else whole,
             None if finished else ids[-1] + 1,
+            table,
         )
     return Done(len(ids), 0, finished=finished)
 
@@ -385,6 +406,7 @@ async def week_chunk(conn: Connection, projects: int) -> Done:
 _KEPT_FROM = {
     "rollup_minutes": "minutes_kept_from",
     "rollup_hours": "hours_kept_from",
+    "rollup_quarters": "hours_kept_from",
     "rollup_days": "days_kept_from",
     "rollup_weeks": "days_kept_from",
 }

@@ -27,7 +27,7 @@ from writer.rollup_plan import (
     RollChunk,
     RollupPlan,
     Skip,
-    WeekChunk,
+    SumChunk,
 )
 from writer.rollup_steps import Done, LateJob
 
@@ -109,8 +109,8 @@ class Rollups:
             case RemakeChunk(projects):
                 done = await self._remake(conn, projects)
                 self._plan.chunk_done(action, time.monotonic() - began, done.projects, 0)
-            case WeekChunk(projects):
-                done = await rollup_steps.week_chunk(conn, projects)
+            case SumChunk(table, projects):
+                done = await rollup_steps.sum_chunk(conn, table, projects)
                 self._plan.chunk_done(action, time.monotonic() - began, done.projects, 0)
             case Expire(table, before):
                 self._plan.expired(more=await rollup_steps.expire(conn, table, before))

@@ -258,7 +258,6 @@ class Store:
                 self._standings = await state_tables.load(conn)
             plan.standings = self._standings
             written = await write(conn, plan)
-            await rollup_late.keep(conn, plan.spreads, plan.results.values())
             if written.rejected:
                 await _set_aside(conn, written.rejected)
         except Exception:  # not when cancelled: the operation's time is over, and the connection is abandoned
@@ -356,6 +355,7 @@ async def _write_fast(conn: Connection, plan: _Plan) -> _Written:
     await store_ranges(conn, await unclaimed(conn, plan.missed))
     standings = await state_tables.keep(conn, plan.standings, plan.results.values())
     sightings = await plan.sightings.keep(conn, plan.results.values())
+    await rollup_late.keep(conn, plan.spreads, plan.results.values())
     written = sum(len(records) for records in plan.results.values())
     return _Written(written, 0, plan.rejected, standings, sightings)
 
@@ -392,6 +392,7 @@ async def _write_careful(conn: Connection, plan: _Plan) -> _Written:
     await free(conn, plan.spreads, stored)
     written.standings = await state_tables.keep(conn, plan.standings, stored)
     written.sightings = await plan.sightings.keep(conn, stored)
+    await rollup_late.keep(conn, plan.spreads, stored)
 
     async def add_ranges(some: list[MissedRecord]) -> None:
         await store_ranges(conn, await unclaimed(conn, some))

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from cluster.cli import admin, bench, data, plan, projects, run, secret, wal
+from cluster.cli import access, admin, bench, data, plan, projects, run, secret, wal
 from cluster.errors import ClusterError, ExitCode
 
 EXIT_INTERRUPTED = 130
@@ -29,6 +29,8 @@ for _command in (
     *plan.COMMANDS,
     projects.projects,
     secret.secret,
+    access.token,
+    access.user,
     wal.wal,
 ):
     cluster.add_command(_command)

@@ -36,6 +36,7 @@ _METAVARS = {
     "size": "SIZE",
     "choice": "WORD",
     "path": "DIR",
+    "file": "FILE",
     "database_url": "URL",
     "http_url": "URL",
     "address": "HOST:PORT",

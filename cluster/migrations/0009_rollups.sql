@@ -1,4 +1,4 @@
--- History: what the polls of a project's minute, hour, day and week said, kept longer than the polls themselves.  Kept
+-- History: what the polls of a project's minute, hour and day said, kept longer than the polls themselves.  Kept
 -- by the writer (writer/rollups.py), from poll_results; read by cluster/history.py.  `at` is the begin, in UTC.
 
 -- Response times are those of successful polls.
@@ -20,7 +20,9 @@ CREATE TABLE rollup_minutes (
 CREATE TABLE rollup_hours (LIKE rollup_minutes, by_minute boolean NOT NULL, PRIMARY KEY (at, project_id))
     WITH (fillfactor = 80);
 CREATE TABLE rollup_days (LIKE rollup_minutes, PRIMARY KEY (at, project_id)) WITH (fillfactor = 80);
-CREATE TABLE rollup_weeks (LIKE rollup_minutes, PRIMARY KEY (at, project_id));  -- from Monday; those that are over
+-- Six hours, and weeks from Monday, so that a look at many projects has less to add up; only those that are over.
+CREATE TABLE rollup_quarters (LIKE rollup_minutes, PRIMARY KEY (at, project_id));
+CREATE TABLE rollup_weeks (LIKE rollup_minutes, PRIMARY KEY (at, project_id));
 
 -- What one value adds to a sketch.
 CREATE TABLE rollup_weights (bucket int PRIMARY KEY, weight numeric NOT NULL);
@@ -34,8 +36,6 @@ CREATE TABLE rollup_progress (
     rolled_to         timestamptz NOT NULL,
     claimed_to        timestamptz NOT NULL,
     next_id           bigint,                        -- NULL: no pass is under way
-    weeks_to          timestamptz NOT NULL,          -- of weeks before it there are rows in rollup_weeks
-    weeks_next_id     bigint,                        -- of the week that begins there, of projects before this one
     minutes_kept_from timestamptz NOT NULL,          -- before it rollup_minutes may have been dropped, and so on
     hours_kept_from   timestamptz NOT NULL,
     days_kept_from    timestamptz NOT NULL,
@@ -43,13 +43,22 @@ CREATE TABLE rollup_progress (
     CHECK (rolled_to <= claimed_to AND (next_id IS NULL) = (rolled_to = claimed_to))
 );
 INSERT INTO rollup_progress
-    (rolled_to, claimed_to, next_id, weeks_to, weeks_next_id, minutes_kept_from, hours_kept_from, days_kept_from)
-    SELECT hour, hour, NULL, week, NULL, '-infinity', '-infinity', '-infinity'
-    FROM (SELECT date_trunc('hour', now(), 'UTC') AS hour,
-                 date_trunc('week', coalesce(to_date(min(right(relname, 8)), 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC',
-                                             now()), 'UTC') AS week
-          FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
-          WHERE inhparent = 'poll_results'::regclass AND relname ~ '^poll_results_\d{8}$') begin;
+    (rolled_to, claimed_to, minutes_kept_from, hours_kept_from, days_kept_from)
+    SELECT hour, hour, '-infinity', '-infinity', '-infinity' FROM date_trunc('hour', now(), 'UTC') AS hour;
+
+-- How far rollup_quarters and rollup_weeks are made: what ends by summed_to, and what begins there of projects before
+-- next_id.
+CREATE TABLE rollup_sums (
+    name      text PRIMARY KEY,
+    summed_to timestamptz NOT NULL,
+    next_id   bigint
+);
+INSERT INTO rollup_sums
+    SELECT name, date_trunc('week', coalesce(to_date(first, 'YYYYMMDD')::timestamp AT TIME ZONE 'UTC', now()), 'UTC'), NULL
+    FROM (VALUES ('rollup_quarters'), ('rollup_weeks')) sums (name), (
+        SELECT min(right(relname, 8)) AS first FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid
+        WHERE inhparent = 'poll_results'::regclass AND relname ~ '^poll_results_\d{8}$'
+    ) partitions;
 
 -- Polls that were stored when their time had been rolled up: these hours are made anew from poll_results.
 CREATE TABLE rollup_late (

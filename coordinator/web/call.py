@@ -1,6 +1,5 @@
 """One request to the API, decoded, and what its handler may use."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -9,10 +8,13 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from cluster.access.scopes import Scope, covers
 from coordinator.events import View
 from coordinator.project_requests import Requester
 from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts, document
+from coordinator.web.access import IDENTITY, Access, Identity, access_on_loopback
+from coordinator.web.feed import EventFeed
 from coordinator.web.pool import ApiPool
 from coordinator.web.problems import ProblemError, to_json
 
@@ -26,7 +28,8 @@ class Backend(msgspec.Struct, frozen=True):
     desk: RequestDesk
     pool: ApiPool
     registry: CollectorRegistry
-    closing: asyncio.Event
+    feed: EventFeed
+    access: Access = msgspec.field(default_factory=access_on_loopback)
 
     def expect_started(self) -> None:
         """Totals never go back: before they are known there are none."""
@@ -49,7 +52,17 @@ class Call(msgspec.Struct, frozen=True):
 
     @property
     def requester(self) -> Requester:
-        return Requester(self.request.get("actor", "local"), self.request.remote)
+        return Requester(self.identity.actor, self.request.remote)
+
+    @property
+    def identity(self) -> Identity:
+        """Who asks, and what they may do; of a route with a scope."""
+        return self.request[IDENTITY]
+
+    def expect_scope(self, scope: Scope, what: str) -> None:
+        """Of what asks for more than its route does."""
+        if not covers(self.identity.scope, scope):
+            raise ProblemError("forbidden", f"the scope {scope} is needed {what}")
 
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]

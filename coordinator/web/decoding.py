@@ -6,7 +6,9 @@ are wrong are named at once.  Unknown names, and query parameters given twice, a
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from datetime import datetime
+from types import NoneType
+from typing import Any, TypeVar, Union, get_args, get_type_hints
 
 import msgspec
 import orjson
@@ -79,13 +81,15 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
             errors.append(FieldError(_shown(name), f"is not known here; known are {known}"))
             continue
         try:
-            values[name] = msgspec.convert(value, fields[name], strict=strict)
+            field = fields[name]
+            if strict:
+                values[name] = msgspec.convert(value, field.type)
+            else:
+                values[name] = msgspec.convert(value, field.given, strict=field.is_instant)
         except msgspec.ValidationError as error:
             errors.append(FieldError(name, _message(error)))
     errors += [
-        FieldError(field.name, "is required")
-        for field in msgspec.structs.fields(wanted)
-        if field.required and field.name not in given
+        FieldError(name, "is required") for name, field in fields.items() if field.required and name not in given
     ]
     if errors:
         raise invalid_fields(errors)
@@ -96,14 +100,39 @@ def _made(wanted: type[T], given: Mapping[str, Any], errors: list[FieldError], *
         raise invalid_fields([FieldError(name, text)]) from error
 
 
-_FIELDS: dict[type[msgspec.Struct], dict[str, Any]] = {}
+class FieldType(msgspec.Struct, frozen=True):
+    """``given``: of what is written in a query, where nothing is null.  A number there is no instant to us."""
+
+    type: Any
+    given: Any
+    is_instant: bool
+    required: bool
 
 
-def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, Any]:
+_FIELDS: dict[type[msgspec.Struct], dict[str, FieldType]] = {}
+
+
+def _fields_of(wanted: type[msgspec.Struct]) -> dict[str, FieldType]:
     if wanted not in _FIELDS:
         hints = get_type_hints(wanted, include_extras=True)
-        _FIELDS[wanted] = {name: hints[name] for name in wanted.__struct_fields__}
+        _FIELDS[wanted] = {
+            field.name: _field_type(hints[field.name], required=field.required)
+            for field in msgspec.structs.fields(wanted)
+        }
     return _FIELDS[wanted]
+
+
+def _field_type(hint: Any, *, required: bool) -> FieldType:
+    return FieldType(hint, _without_none(hint), _is_instant(hint), required)
+
+
+def _without_none(hint: Any) -> Any:
+    kinds = get_args(hint)
+    return Union[tuple(kind for kind in kinds if kind is not NoneType)] if NoneType in kinds else hint  # noqa: UP007
+
+
+def _is_instant(hint: Any) -> bool:
+    return hint is datetime or any(_is_instant(part) for part in get_args(hint))
 
 
 def _message(error: msgspec.ValidationError) -> str:

@@ -34,6 +34,13 @@ logger = logging.getLogger("coordinator.web.pool")
 Pool: TypeAlias = "asyncpg.Pool[Any]"
 
 
+class ApiConnection(asyncpg.Connection):
+    """Nothing of a session is set outside of a transaction here, so there is nothing to set back after each request."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
 class ApiPool:
     def __init__(self, url: str) -> None:
         self._url = url
@@ -74,6 +81,7 @@ class ApiPool:
                     self._url,
                     min_size=0,
                     max_size=CONNECTIONS_MAX,
+                    connection_class=ApiConnection,
                     max_inactive_connection_lifetime=IDLE_S,
                     timeout=CONNECT_S,
                     command_timeout=COMMAND_TIMEOUT_S,

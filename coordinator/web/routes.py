@@ -3,36 +3,17 @@
 The server, the OpenAPI document, the check of scopes and the list in API.md are all made of it, or held against it.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from aiohttp import web
 
+from cluster import history
+from cluster.access.scopes import RouteScope
+from coordinator.web import access, access_endpoints, docs_endpoints, shapes
 from coordinator.web import cluster_endpoints as cluster_
-from coordinator.web import shapes
-from coordinator.web.call import Endpoint
-
-API = "/api/v1"
-
-Scope = Literal["none", "read", "write", "admin"]
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """``body_as_map``: the handler takes the decoded map, and ``body`` only describes it."""
-
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
-    path: str
-    scope: Scope
-    operation: str
-    summary: str
-    handler: Endpoint
-    query: type[msgspec.Struct] | None = None
-    body: Any = None
-    body_as_map: bool = False
-    answer: Any = None
-    status: int = 200
-    media_type: str = "application/json"
-
+from coordinator.web import history_endpoints as history_
+from coordinator.web import project_endpoints as projects_
+from coordinator.web.route import API, Route
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -50,6 +31,74 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET", path="/metrics", scope="read", operation="metrics", handler=cluster_.get_metrics,
         summary="metrics for Prometheus", media_type="text/plain",
+    ),
+    Route(
+        method="GET", path=f"{API}/projects", scope="read", operation="listProjects",
+        handler=projects_.list_projects, summary="projects, a page at a time", query=shapes.ProjectsQuery,
+        answer=shapes.ProjectPage,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects", scope="write", operation="createProject",
+        handler=projects_.create_project, summary="add a project; it is polled at once", body=shapes.NewProject,
+        body_as_map=True, answer=shapes.Project, status=201, etag=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/bulk", scope="write", operation="changeProjects",
+        handler=projects_.change_projects, summary="add, switch or delete many projects, all of them or none",
+        body=shapes.BulkSwitch | shapes.BulkCreate, body_as_map=True, answer=shapes.BulkAnswer,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}", scope="read", operation="getProject",
+        handler=projects_.get_project, summary="a project, how it is, and its newest result",
+        query=shapes.ProjectQuery, answer=shapes.Project, etag=True,
+    ),
+    Route(
+        method="PATCH", path=f"{API}/projects/{{id}}", scope="write", operation="patchProject",
+        handler=projects_.patch_project, summary="change fields of a project (JSON merge patch)",
+        body=shapes.ProjectPatch, body_as_map=True, answer=shapes.Project, etag=True, if_match=True,
+    ),
+    Route(
+        method="DELETE", path=f"{API}/projects/{{id}}", scope="write", operation="deleteProject",
+        handler=projects_.delete_project, summary="delete a project; its results stay until they are too old",
+        query=shapes.DeleteQuery, status=204, if_match=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/{{id}}/enable", scope="write", operation="enableProject",
+        handler=projects_.enable_project, summary="begin to poll a project", answer=shapes.Project, etag=True,
+        if_match=True,
+    ),
+    Route(
+        method="POST", path=f"{API}/projects/{{id}}/disable", scope="write", operation="disableProject",
+        handler=projects_.disable_project, summary="stop polling a project", answer=shapes.Project, etag=True,
+        if_match=True,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/results", scope="read", operation="listResults",
+        handler=history_.list_results, summary="results of a project, the newest first", query=shapes.ResultsQuery,
+        answer=shapes.ResultPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/missed", scope="read", operation="listMissed",
+        handler=history_.list_missed, summary="ticks of a project that were not polled, as ranges, the newest first",
+        query=shapes.RangeQuery, answer=shapes.MissedPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/projects/{{id}}/summary", scope="read", operation="getSummary",
+        handler=history_.get_summary, summary="uptime and response times of a project over a time",
+        query=shapes.SummaryQuery, answer=history.Summary,
+    ),
+    Route(
+        method="GET", path=f"{API}/overview", scope="read", operation="getOverview", handler=history_.get_overview,
+        summary="uptime and response times of many projects", query=shapes.OverviewQuery, answer=shapes.OverviewPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/changes", scope="read", operation="listChanges", handler=history_.list_changes,
+        summary="when projects went down and came up, the newest first", query=shapes.ChangesQuery,
+        answer=shapes.ChangePage,
+    ),
+    Route(
+        method="GET", path=f"{API}/events", scope="read", operation="streamEvents", handler=cluster_.stream_events,
+        summary="server-sent events: status, change, projects", media_type="text/event-stream",
     ),
     Route(
         method="GET", path=f"{API}/workers", scope="read", operation="listWorkers", handler=cluster_.list_workers,
@@ -81,6 +130,39 @@ ROUTES: tuple[Route, ...] = (
         method="GET", path=f"{API}/status", scope="read", operation="getStatus", handler=cluster_.get_status,
         summary="the status document", answer=shapes.StatusAnswer,
     ),
+    Route(
+        method="GET", path=f"{API}/session", scope="none", operation="getSession", handler=access_endpoints.get_session,
+        summary="who is asking, and what they may do", answer=access.SessionView,
+    ),
+    Route(
+        method="POST", path=f"{API}/session", scope="none", operation="logIn", handler=access_endpoints.log_in,
+        summary="log in; the answer sets the session's cookie", body=access.LoginBody, answer=access.SessionView,
+    ),
+    Route(
+        method="DELETE", path=f"{API}/session", scope="none", operation="logOut", handler=access_endpoints.log_out,
+        summary="log out", status=204,
+    ),
+    Route(
+        method="GET", path=f"{API}/audit-log", scope="admin", operation="listAuditLog",
+        handler=access_endpoints.list_audit_log, summary="who changed what, the newest first",
+        query=access.AuditQuery, answer=access.AuditPage,
+    ),
+    Route(
+        method="GET", path=f"{API}/openapi.json", scope="none", operation="getOpenapi",
+        handler=docs_endpoints.get_openapi, summary="this API as an OpenAPI 3.1 document", answer=dict[str, Any],
+    ),
+    Route(
+        method="GET", path=f"{API}/docs", scope="none", operation="getDocs", handler=docs_endpoints.get_docs,
+        summary="a page to read and try the API", media_type="text/html",
+    ),
+    Route(
+        method="GET", path=f"{API}/docs/docs.js", scope="none", operation="getDocsScript",
+        handler=docs_endpoints.get_docs_script, summary="its script", media_type="text/javascript",
+    ),
+    Route(
+        method="GET", path=f"{API}/docs/docs.css", scope="none", operation="getDocsStyle",
+        handler=docs_endpoints.get_docs_style, summary="its style", media_type="text/css",
+    ),
 )  # fmt: skip
 
 _BY_PLACE: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
@@ -93,3 +175,13 @@ def route_of(request: web.Request) -> Route | None:
         return None
     method = "GET" if request.method == "HEAD" else request.method
     return _BY_PLACE.get((method, resource.canonical))
+
+
+def scope_of(request: web.Request) -> RouteScope:
+    """What a request that has a route asks for.  ``admin`` for one that nobody gave a scope."""
+    route = route_of(request)
+    if route is not None:
+        return route.scope
+    resource = request.match_info.route.resource
+    place = "" if resource is None else resource.canonical
+    return "none" if place in {"/", "/static"} or place.startswith("/static/") else "admin"  # the page's own files

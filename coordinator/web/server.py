@@ -6,25 +6,30 @@
 - Every query parameter and body of the API is of the type that its route declares before a handler sees it.
 """
 
+import asyncio
 import errno
 import logging
-import ssl
 from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
 import cluster
+from cluster.access.server_tls import ServerCertificate
 from cluster.config import split_address
 from cluster.errors import ClusterError
 from coordinator.web.call import Backend, Call
 from coordinator.web.decoding import BODY_BYTES_MAX, decode_body, decode_path, decode_query, read_json
+from coordinator.web.docs_endpoints import OPENAPI
+from coordinator.web.openapi import openapi_json
 from coordinator.web.problems import API_PREFIX, Handler, ProblemError, errors_as_problems, to_json
-from coordinator.web.routes import ROUTES, Route
+from coordinator.web.route import Route
+from coordinator.web.routes import ROUTES, scope_of
 from coordinator.web.shapes import PATH_TYPES, NoQuery
 
 LINE_BYTES_MAX = 8_190
 KEEP_ALIVE_S = 30.0
+NOT_A_WORD = "{id:(?!bulk$)[^{}/]+}"  # so that PATCH of /projects/bulk is told what is possible there
 CLOSE_S = 1.0
 REQUESTS_MAX = 512
 
@@ -32,8 +37,8 @@ REQUESTS_MAX = 512
 class WebServer:
     """``start`` binds the address, or raises ClusterError.
 
-    ``middlewares``: beside the one of errors, within it.  ``observers``: middlewares around it, which see what the
-    client gets.
+    ``middlewares``: within those of errors and of access.  ``observers``: middlewares around them, which see
+    what the client gets.
     """
 
     def __init__(
@@ -43,24 +48,28 @@ class WebServer:
         *,
         middlewares: Sequence[Any] = (),
         observers: Sequence[Any] = (),
-        ssl_context: ssl.SSLContext | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
         self._address = address
         self._backend = backend
-        self._middlewares = [*observers, errors_as_problems, *middlewares]
-        self._ssl_context = ssl_context
+        self._middlewares = [*observers, errors_as_problems, backend.access.middleware(scope_of), *middlewares]
+        self._certificate = certificate
+        self._watching: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         self._in_progress = 0
 
     async def start(self) -> None:
         host, port = split_address(self._address)
         app = web.Application(middlewares=self._middlewares, client_max_size=BODY_BYTES_MAX)
+        app.on_response_prepare.append(self._backend.access.secure_answer)
         app.router.add_get("/", self._index)
+        app[OPENAPI] = openapi_json(ROUTES)
         for route in ROUTES:
+            path = route.path.replace("{id}", NOT_A_WORD)
             if route.method == "GET":
-                app.router.add_get(route.path, self._bound(route))  # HEAD too
+                app.router.add_get(path, self._bound(route))  # HEAD too
             else:
-                app.router.add_route(route.method, route.path, self._bound(route))
+                app.router.add_route(route.method, path, self._bound(route))
         quiet = logging.getLogger("coordinator.web.protocol")
         quiet.setLevel(logging.CRITICAL)  # bad requests are the client's fault, and are answered
         runner = web.AppRunner(
@@ -74,7 +83,8 @@ class WebServer:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, ssl_context=self._ssl_context).start()
+            context = None if self._certificate is None else self._certificate.context
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
         except OSError as error:
             await runner.cleanup()
             why = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
@@ -82,6 +92,8 @@ class WebServer:
                 f"cannot serve HTTP on {self._address}: {why}; choose another with --http", code="http_unavailable"
             ) from error
         self._runner = runner
+        if self._certificate is not None:
+            self._watching = asyncio.get_running_loop().create_task(self._certificate.watch())
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -89,11 +101,16 @@ class WebServer:
 
     async def close(self) -> None:
         """Streams end, requests in progress have CLOSE_S."""
-        self._backend.closing.set()
+        self._backend.feed.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
         await self._backend.pool.close()
+        await self._backend.access.close()
 
     async def _index(self, _request: web.Request) -> web.Response:
         endpoints = {route.path: route.summary for route in ROUTES if route.method == "GET"}

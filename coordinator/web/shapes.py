@@ -11,8 +11,30 @@ import msgspec
 from msgspec import Meta
 
 from cluster.history import ListSummary, Resolution
+from cluster.http_options import (
+    BASIC_AUTH_CHARS_MAX,
+    BEARER_TOKEN_CHARS_MAX,
+    BODY_LIMIT_BYTES_MAX,
+    CONNECT_TIMEOUT_MS_MAX,
+    PATH_CHARS_MAX,
+    PROXY_CHARS_MAX,
+    RETRIES_MAX,
+    RETRY_DELAY_MS_MAX,
+    SERVER_NAME_CHARS_MAX,
+    USER_AGENT_CHARS_MAX,
+)
 from cluster.messages.admin import REMOVED_IDS_MAX, SLOTS_MAX, WORKERS_MAX
-from cluster.project import ProjectFields
+from cluster.project import (
+    BODY_CHARS_MAX,
+    FIELD_NAMES,
+    HEADERS_MAX,
+    INTERVAL_S_MAX,
+    NAME_CHARS_MAX,
+    RUN_MAX,
+    TIMEOUT_MS_MAX,
+    URL_CHARS_MAX,
+    ProjectFields,
+)
 
 LIMIT_USUAL = 50
 LIMIT_MAX = 500
@@ -21,7 +43,7 @@ BULK_CREATE_MAX = 1_000
 CURSOR_CHARS_MAX = 1_000
 SEARCH_CHARS_MAX = 200
 
-ProjectNumber: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 63) - 1, description="The id of a project.")]
+ProjectNumber: TypeAlias = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1, description="The id of a project.")]
 WorkerName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=63, description="The name of a worker.")]
 Limit: TypeAlias = Annotated[int, Meta(ge=1, le=LIMIT_MAX, description="At most so many items.")]
 Cursor: TypeAlias = Annotated[
@@ -70,7 +92,7 @@ class ProjectsQuery(PageQuery, frozen=True, kw_only=True):
     state: Annotated[ProjectState, Meta(description="Only projects in this state.")] | None = None
     enabled: Annotated[bool, Meta(description="Only projects that are, or are not, enabled.")] | None = None
     sort: Annotated[
-        Literal["id", "-id", "name", "-name", "url", "-url", "created_at", "-created_at", "updated_at", "-updated_at"],
+        Literal["id", "-id", "name", "-name", "created_at", "-created_at", "updated_at", "-updated_at"],
         Meta(description="By what they are sorted, with - in reverse."),
     ] = "id"
     summary: Annotated[ListPeriod, Meta(description="Add `summary` of this period to each project.")] | None = None
@@ -115,6 +137,71 @@ class OverviewQuery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # ---- bodies --------------------------------------------------------------------------------------------------------
+
+
+def _text(most: int, description: str) -> Any:
+    return Annotated[str, Meta(max_length=most, description=description)]
+
+
+def _count(least: int, most: int, description: str) -> Any:
+    return Annotated[int, Meta(ge=least, le=most, description=description)]
+
+
+# Fields of a project as people write them.  The whole of the rules is in cluster/project.py.
+FIELD_TYPES: dict[str, Any] = {
+    "url": Annotated[str, Meta(min_length=8, max_length=URL_CHARS_MAX, description="http:// or https://")],
+    "name": _text(NAME_CHARS_MAX, "What people call it."),
+    "method": Annotated[str, Meta(min_length=1, max_length=32, description="GET, POST, ...")],
+    "headers": Annotated[dict[str, str], Meta(max_length=HEADERS_MAX, description="Names and values.")] | None,
+    "body": _text(BODY_CHARS_MAX, "What is sent.") | None,
+    "expected_status": Annotated[str, Meta(min_length=1, max_length=1_000, description="200, 2xx or 200-299,301")],
+    "interval": _count(1, INTERVAL_S_MAX, "How often it is polled, in units.")
+    | Annotated[str, Meta(min_length=1, max_length=30, description="30s, 5m, 1h: with a unit of its own.")],
+    "unit": Literal["seconds", "minutes", "hours"],
+    "timeout_ms": _count(1, TIMEOUT_MS_MAX, "How long a poll may take."),
+    "follow_redirects": bool,
+    "enabled": Annotated[bool, Meta(description="Whether it is polled.")],
+    "down_after": _count(1, RUN_MAX, "Failures in a row that make it down."),
+    "up_after": _count(1, RUN_MAX, "Successes in a row that make it up again."),
+    "assertions": Annotated[list[dict[str, Any]], Meta(description="What an answer must be like; see the README.")]
+    | None,
+    "verify_tls": bool,
+    "ca_file": _text(PATH_CHARS_MAX, "Who may sign certificates: a file of the worker's host.") | None,
+    "client_cert_file": _text(PATH_CHARS_MAX, "A file of the worker's host.") | None,
+    "client_key_file": _text(PATH_CHARS_MAX, "A file of the worker's host.") | None,
+    "server_name": _text(SERVER_NAME_CHARS_MAX, "Asked for and verified in place of the URL's host.") | None,
+    "ip_version": Literal[4, 6] | None,
+    "connection_reuse": Literal["auto", "never"],
+    "body_limit_bytes": _count(1, BODY_LIMIT_BYTES_MAX, "How much of a body is read.") | None,
+    "connect_timeout_ms": _count(1, CONNECT_TIMEOUT_MS_MAX, "Of each connection.") | None,
+    "user_agent": _text(USER_AGENT_CHARS_MAX, "In place of ours.") | None,
+    "basic_auth": _text(BASIC_AUTH_CHARS_MAX, "user:password") | None,
+    "bearer_token": _text(BEARER_TOKEN_CHARS_MAX, "Sent as Authorization: Bearer.") | None,
+    "proxy": _text(PROXY_CHARS_MAX, "http://[user:password@]host[:port]") | None,
+    "retries": _count(0, RETRIES_MAX, "How often a failed poll is made again before it counts."),
+    "retry_delay_ms": _count(1, RETRY_DELAY_MS_MAX, "Between them."),
+}
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(ProjectFields) if not field.required}
+
+NewProject = msgspec.defstruct(
+    "NewProject",
+    [
+        (name, FIELD_TYPES[name], _DEFAULTS[name]) if name in _DEFAULTS else (name, FIELD_TYPES[name])
+        for name in FIELD_NAMES
+    ],
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+_PATCH_TYPES = FIELD_TYPES | {
+    "headers": Annotated[dict[str, str | None], Meta(description="Those that are given; null takes one away.")]
+}
+ProjectPatch = msgspec.defstruct(
+    "ProjectPatch",
+    [(name, _PATCH_TYPES[name] if name == "url" else _PATCH_TYPES[name] | None, msgspec.UNSET) for name in FIELD_NAMES],
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+)
 
 
 class ScaleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,7 +287,7 @@ class PollResultRow(msgspec.Struct, frozen=True):
 
 
 class ResultPage(msgspec.Struct, frozen=True):
-    items: list[dict[str, Any]]
+    items: list[PollResultRow]
     next_cursor: str | None
 
 

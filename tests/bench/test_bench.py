@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cluster.bench import rig
-from tests.bench import engine, million, pipeline, replay, stages, wal
+from tests.bench import api, engine, history, million, pipeline, replay, stages, wal
 from tests.bench.figures import write_figures
 
 pytestmark = pytest.mark.bench
@@ -40,6 +40,21 @@ async def test_a_load_of_many_projects_reports_memory_and_lag():
         each.passed for each in measured.verdicts
     ]
     assert "bytes per project" in shown(million.show, measured)
+
+
+async def test_the_api_is_measured_with_and_without_requests():
+    words = ["--projects", "300", "--polls-per-s", "50", "--times", "2", "--seconds", "2", "--rounds", "1"]
+    measured = await api.main(api.arguments_of([*words, "--requests-per-s", "20"]))
+
+    assert measured.incidents == []
+    assert [each.question for each in measured.answers] == list(api.questions(range(1)))
+    quiet, busy = measured.windows
+    assert (quiet.requests, busy.requests, busy.refused) == (0, 40, 0)
+    for each in measured.windows:
+        assert each.polls >= 50
+        assert each.late_ms["p50"] <= each.late_ms["p99"]
+    assert measured.added_p99_ms == pytest.approx(busy.late_ms["p99"] - quiet.late_ms["p99"], abs=0.02)
+    assert "added to p99" in shown(api.show, measured)
 
 
 def test_what_the_server_did_before_the_load_is_no_cost_of_it():
@@ -114,6 +129,22 @@ def test_figures_are_written_where_it_is_asked_for(tmp_path):
 
     write_figures(wal.arguments_of([]).json, measured)
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_history_reports_what_it_costs_to_keep_and_to_read(monkeypatch):
+    monkeypatch.setattr(history, "FAST_PROJECTS", 20)
+    monkeypatch.setattr(history, "PROJECTS", 30)
+    found = await history.main(
+        history.arguments_of(["--rows", "3000", "--fast-minutes", "1", "--slow-projects", "300"])
+    )
+
+    assert [each.polls for each in found.keeping] == [20 * 60, 300 * 3]
+    assert all(each.storing_us_per_poll > 0 for each in found.keeping)
+    assert all(0 <= each.ms["min"] <= each.ms["p50"] <= each.ms["max"] for each in found.reading)
+    assert set(history.GOAL_MS) <= {each.question for each in found.reading}
+    assert found.table_mib["rollup_hours"] > 0
+    text = shown(history.show, found)
+    assert all(each.question in text for each in found.reading)
 
 
 async def test_a_replay_reports_each_scenario():

@@ -31,7 +31,8 @@ def test_help_everywhere(cluster):
 def test_every_command_of_the_design_is_there():
     assert set(cli.cluster.commands) == {
         "up", "down", "status", "reload", "audit", "migrate", "version", "add", "remove", "scale", "drain", "projects",
-        "changes", "results", "secret", "coordinator", "worker", "writer", "wal", "bench", "plan",
+        "changes", "results", "secret", "coordinator", "worker", "writer", "wal", "bench", "plan", "token",
+        "user",
     }  # fmt: skip
     assert set(cli.cluster.commands["projects"].commands) == {"list", "show", "enable", "disable", "import", "export"}
 

@@ -46,7 +46,7 @@ class ProjectsDouble:
     async def enable(self, project_id):
         await self._called("enable", project_id)
 
-    async def remove(self, ids, *, delete, token):
+    async def remove(self, ids, *, delete, token, requester, guard):
         await self._called("remove", ids, delete)
         if self.desk is not None:
             self.desk.confirm(token)
@@ -428,9 +428,18 @@ async def test_a_purge_removes_what_is_known_of_these_projects_only(database_url
         "INSERT INTO state_changes (project_id, changed_at, state, began_at, polls) "
         "SELECT p, now() + n * interval '1 s', 'down', now(), 1 FROM generate_series(1, 3) p, generate_series(1, 15) n"
     )
+    rollups = {"minutes": "1 minute", "hours": "1 hour", "quarters": "6 hours", "days": "1 day", "weeks": "7 days"}
+    for name, every in rollups.items():
+        await connection.execute(
+            f"INSERT INTO rollup_{name} (at, project_id, polls, success, failure, unknown, sum_ms "
+            f"{', by_minute' if name == 'hours' else ''}) SELECT at, p, 1, 1, 0, 0, 5 "
+            f"{', true' if name == 'hours' else ''} FROM generate_series(1, 3) p, "
+            f"generate_series(timestamptz '2026-01-05Z', timestamptz '2026-02-05Z', interval '{every}') at "
+            "WHERE random() < 0.7 OR at = '2026-01-05Z'"
+        )
     await connection.execute("DELETE FROM projects WHERE id < 3")
     await purge_results(database_url, [1, 2])
-    for table in ("poll_results", "missed_polls", "project_spans", "state_changes"):
+    for table in ("poll_results", "missed_polls", "project_spans", "state_changes", *(f"rollup_{n}" for n in rollups)):
         rows = await connection.fetch(f"SELECT DISTINCT project_id FROM {table}")
         assert [row[0] for row in rows] == [3], table
     await connection.close()

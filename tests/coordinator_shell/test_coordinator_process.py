@@ -92,7 +92,8 @@ async def test_killed_and_started_again_it_goes_on(coordinator):
     ("changes", "code", "line"),
     [
         ({"database_url": None}, 1, "--database-url"),
-        ({"http": "203.0.113.1:8700"}, 1, "cannot serve HTTP"),
+        ({"http": "203.0.113.1:8700", "supervised": True}, 1, "cannot serve HTTP"),
+        ({"http": "203.0.113.1:8700"}, 1, "neither a token nor a user"),
         ({"control_endpoint": "ipc:///no/such/directory/control.sock"}, 1, "cannot listen on"),
     ],
 )

@@ -13,6 +13,7 @@ from coordinator.metrics import ClusterCollector
 from coordinator.requests import RequestDesk
 from coordinator.status import ShellCounts
 from coordinator.web.call import Backend
+from coordinator.web.feed import EventFeed
 from coordinator.web.pool import ApiPool
 from coordinator.web.server import WebServer
 from tests.coordinator_shell.test_status_document import view
@@ -42,7 +43,7 @@ class Served:
                 desk=RequestDesk(None, None, lambda: self.view, NOWHERE, supervised=True),
                 pool=ApiPool(NOWHERE),
                 registry=registry,
-                closing=asyncio.Event(),
+                feed=EventFeed(lambda: None, None),
             ),
         )
         self.url = f"http://{address}"

@@ -42,7 +42,9 @@ def view(**changes):
             missed={"overload": 3, "down": 4},
             local_causes={"stall": 1, "resolver": 7, "network": 2},
         ),
-        writer=WriterHeartbeat("w", 55, "running", rows_written=290, rows_per_s=12.34, lag_ms=5.0, duplicates=1),
+        writer=WriterHeartbeat(
+            "w", 55, "running", rows_written=290, rows_per_s=12.34, lag_ms=5.0, duplicates=1, rollup_lag_ms=61_234.5
+        ),
         writer_state="running",
         database_up=True,
         horizon_ms=1_000_000,
@@ -98,6 +100,7 @@ def test_the_document_has_what_is_promised():
     assert made["workers"][0]["lateness_ms"] == {"p50": 0.0, "p99": 4.5, "max": 0.0}
     writer = {"state": "running", "rows_written": 290, "rows_per_s": 12.3, "lag_ms": 5.0, "duplicates": 1, "rejects": 0}
     assert writer.items() <= made["writer"].items()
+    assert made["writer"]["rollup_lag_ms"] == 61_234
     assert orjson.loads(orjson.dumps(made)) == made
 
 

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cluster.rollup_times import DAY, HOUR, MINUTE, WEEK, floor_to
+from cluster.rollup_times import DAY, HOUR, MINUTE, floor_to
 from cluster.sketch import from_wire, sketch_of
+from writer import rollup_steps
+from writer.rollup_plan import SUMS
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -41,6 +43,28 @@ class Tally:
         return self.times_ms[int(share * (len(self.times_ms) - 1))] if self.times_ms else None
 
 
+async def stand_at(conn, instant):
+    """As if everything of before an instant had been rolled up."""
+    await conn.execute("UPDATE rollup_progress SET rolled_to = $1, claimed_to = $1, next_id = NULL", instant)
+    for table, made in SUMS.items():
+        await conn.execute(
+            "UPDATE rollup_sums SET summed_to = $1, next_id = NULL WHERE name = $2",
+            floor_to(made.whole, instant),
+            table,
+        )
+
+
+async def sum_all(conn, projects=2):
+    """All quarters and weeks that are over."""
+    for table, made in SUMS.items():
+        while await conn.fetchval(
+            "SELECT summed_to + $2::interval <= rolled_to FROM rollup_sums, rollup_progress WHERE name = $1",
+            table,
+            made.whole,
+        ):
+            await rollup_steps.sum_chunk(conn, table, projects)
+
+
 async def polls_of(conn):
     return await conn.fetch(
         "SELECT project_id, scheduled_at AS at, status, response_time_ms FROM poll_results ORDER BY 1, 2"
@@ -56,8 +80,8 @@ def grouped(polls, width):
 
 async def rollups_of(conn, table):
     rows = await conn.fetch(
-        "SELECT at, project_id, polls, success, failure, unknown, sum_ms, min_ms, max_ms, numeric_send(sketch) AS sketch "
-        f"FROM {table}"
+        "SELECT at, project_id, polls, success, failure, unknown, sum_ms, min_ms, max_ms, "
+        f"numeric_send(sketch) AS sketch FROM {table}"
     )
     return {(row["at"], row["project_id"]): (*tuple(row)[2:-1], from_wire(row["sketch"])) for row in rows}
 
@@ -75,13 +99,15 @@ async def check_rollups(conn):
         assert await rollups_of(conn, "rollup_hours") == grouped(polls, HOUR)
         assert await rollups_of(conn, "rollup_days") == grouped(polls, DAY)
 
-        def summed(poll):
-            week, next_id = floor_to(WEEK, poll["at"]), progress["weeks_next_id"]
-            passed = week == progress["weeks_to"] and next_id is not None and poll["project_id"] < next_id
-            return week < progress["weeks_to"] or passed
+        for table, made in SUMS.items():
+            sums = await conn.fetchrow("SELECT * FROM rollup_sums WHERE name = $1", table)
 
-        weeks = grouped([poll for poll in polls if summed(poll)], WEEK)
-        assert await rollups_of(conn, "rollup_weeks") == weeks
+            def summed(poll, width=made.whole, sums=sums):
+                whole, next_id = floor_to(width, poll["at"]), sums["next_id"]
+                passed = whole == sums["summed_to"] and next_id is not None and poll["project_id"] < next_id
+                return whole < sums["summed_to"] or passed
+
+            assert await rollups_of(conn, table) == grouped([poll for poll in polls if summed(poll)], made.whole)
         by_minute = await conn.fetch("SELECT at, project_id FROM rollup_hours WHERE by_minute")
         whole = {(row["at"], row["project_id"]) for row in by_minute}
         minutes = {

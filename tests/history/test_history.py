@@ -9,7 +9,7 @@ from cluster import history
 from cluster.errors import InvalidInputError
 from cluster.rollup_times import DAY, HOUR, MINUTE, WEEK, ceil_to, floor_to
 from cluster.sketch import RELATIVE_ERROR
-from tests.history.books import Tally, polls_of
+from tests.history.books import Tally, polls_of, stand_at, sum_all
 from writer import partitions, rollup_steps
 
 MIDNIGHT = floor_to(WEEK, datetime.now(UTC) - timedelta(days=9)) + 2 * DAY
@@ -47,13 +47,6 @@ async def filled(conn):
     return conn
 
 
-async def stand_at(conn, instant):
-    await conn.execute(
-        "UPDATE rollup_progress SET rolled_to = $1, claimed_to = $1, next_id = NULL, weeks_to = $2", instant,
-        floor_to(WEEK, instant),
-    )  # fmt: skip
-
-
 async def roll_to(conn, instant, *, cut_at=None):
     """``cut_at``: leave the last pass where it is to do this project next."""
     while (begin := await conn.fetchval("SELECT rolled_to FROM rollup_progress")) < instant:
@@ -66,8 +59,7 @@ async def roll_to(conn, instant, *, cut_at=None):
                 return
             if done.finished:
                 break
-    while not (await rollup_steps.week_chunk(conn, 100)).finished:
-        pass
+    await sum_all(conn)
 
 
 def close(value, exact):
@@ -274,6 +266,4 @@ async def test_minutes_that_were_dropped_are_read_from_the_polls(filled):
         pass
     assert await filled.fetchval("SELECT count(*) FROM rollup_minutes WHERE at < $1", MIDNIGHT) == 0
     assert await filled.fetchval("SELECT count(*) FROM rollup_minutes") > 0
-    assert (await history.summary(filled, 1, MIDNIGHT - HOUR, MIDNIGHT, "minute")).buckets == [
-        bucket for bucket in fine.buckets
-    ]
+    assert (await history.summary(filled, 1, MIDNIGHT - HOUR, MIDNIGHT, "minute")).buckets == fine.buckets

@@ -11,8 +11,10 @@ import tempfile
 import threading
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 
@@ -231,6 +233,21 @@ def test_from_hello_to_a_clean_stop(start, peer, coordinator, settings, query):
     assert writer.stop() == 0
     assert not Path(settings.results.removeprefix("ipc://")).exists()
     assert writer.logged("everything received is committed")
+
+
+def test_results_are_rolled_up_and_the_lag_is_told(start, peer, coordinator, query):
+    query("UPDATE rollup_progress SET rolled_to = $1, claimed_to = $1", datetime.now(UTC) - timedelta(minutes=30))
+    start()
+    stream = str(uuid.uuid4())
+    peer.hello(stream)
+    minutes_ago_ms = time.time_ns() // 1_000_000 - 20 * 60_000
+    earlier = [msgspec.structs.replace(r, scheduled_at_ms=minutes_ago_ms) for r in batch(stream, 1).results]
+    peer.send(Batch(stream, 1, earlier, []))
+    peer.receive_until_committed(1)
+    eventually(lambda: query("SELECT sum(polls) FROM rollup_hours") == 3, "the results to be rolled up")
+    assert query("SELECT sum(polls) FROM rollup_days") == 3
+    eventually(lambda: any(beat.rollup_lag_ms < 17 * 60_000 for beat in coordinator.hear()), "a lag that shrinks")
+    assert coordinator.hear()[-1].rollup_lag_ms > 14 * 60_000, "what is not accounted for is waited for"
 
 
 def test_batches_received_just_before_the_stop_are_committed(start, peer, query):
