@@ -68,7 +68,9 @@ def error_codes() -> set[str]:
     for path, tree in sources():
         for node in ast.walk(tree):
             match node:
-                case ast.Call(func=ast.Name(id="ErrorReply"), args=[ast.Constant(value=str(code)), *_]):
+                case ast.Call(
+                    func=ast.Name(id="ErrorReply" | "ProblemError"), args=[ast.Constant(value=str(code)), *_]
+                ):
                     found.add(code)
                 case ast.Call(keywords=keywords):
                     found |= {
