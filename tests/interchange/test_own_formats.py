@@ -1,5 +1,6 @@
 """Our own files: what goes out comes in again without a change; what is wrong is named with its place."""
 
+import contextlib
 import json
 
 import pytest
@@ -263,3 +264,18 @@ def test_a_file_that_can_not_be_read_is_one_line(table, tmp_path, name, text):
     ran = table("projects", "import", file)
     assert ran.status == 2
     assert ran.error.startswith(str(file))
+
+
+def test_on_a_terminal_progress_is_shown(table, tmp_path, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def progress(what):
+        yield lambda count, total: told.append((what, count, total))
+
+    monkeypatch.setattr("cluster.cli.projects.shows_progress", lambda: True)
+    monkeypatch.setattr("cluster.cli.render.entries_progress", progress)
+    file = tmp_path / "some.yaml"
+    file.write_text("- {url: http://a/}\n- {url: http://b/}\n")
+    assert table("projects", "import", file).out == "added 2, updated 0\n"
+    assert told == [("checking", 1, 2), ("checking", 1, 2), ("writing", 2, 2)]
