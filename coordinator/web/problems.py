@@ -159,7 +159,9 @@ async def errors_as_problems(request: web.Request, handler: Handler) -> web.Stre
         return problem_answer(_problem_of_http(answer, request), request)
     except Exception:
         logger.exception("a bug in the answer to %s %s", request.method, request.path)
-        return problem_answer(ProblemError("internal", "the coordinator could not answer; its log says why"), request)
+        return problem_answer(
+            ProblemError(code="internal", detail="the coordinator could not answer; its log says why"), request
+        )
 
 
 def _problem_of_http(answer: web.HTTPException, request: web.Request) -> ProblemError:
