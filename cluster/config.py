@@ -10,7 +10,6 @@ file and the given environment, and nothing is created.
 """
 
 import difflib
-import ipaddress
 import os
 import re
 import socket
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from cluster.access.origin import is_loopback_host
 from cluster.errors import InvalidInputError
 from cluster.settings import Settings
 
@@ -30,7 +30,9 @@ CONFIG_BYTES_MAX = 1 << 20
 CONFIG_VARIABLE = "CLUSTER_CONFIG"
 PREFIX = "CLUSTER_"
 
-OptionKind = Literal["integer", "duration", "size", "choice", "path", "database_url", "address", "endpoint", "switch"]
+OptionKind = Literal[
+    "integer", "duration", "size", "choice", "path", "file", "database_url", "address", "endpoint", "switch"
+]
 
 _DURATION = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _DURATION_S = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -78,6 +80,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
                 return "one of " + ", ".join(self.choices)
             case "path":
                 return "a directory"
+            case "file":
+                return "a file"
             case "database_url":
                 return "a URL such as postgresql://user:password@host:5432/database"
             case "address":
@@ -115,7 +119,15 @@ OPTIONS: tuple[Option, ...] = (
         high=100_000,
         help="HTTP requests in flight to one host and port, 0 for no limit.",
     ),
-    Option(name="http", field="http", kind="address", help="Address of the status pages."),
+    Option(name="http", field="http", kind="address", help="Address of the API and the pages."),
+    Option(name="http_cert", field="http_cert", kind="file", help="Certificate chain (PEM): serve HTTPS, not HTTP."),
+    Option(name="http_key", field="http_key", kind="file", help="Private key (PEM) of --http-cert, not encrypted."),
+    Option(
+        name="http_behind_tls",
+        field="http_behind_tls",
+        kind="switch",
+        help="A proxy that ends TLS passes on what others ask: authentication is needed on loopback, too.",
+    ),
     Option(
         name="allow_private",
         field="allow_private",
@@ -129,6 +141,30 @@ OPTIONS: tuple[Option, ...] = (
         low=1,
         high=36_500,
         help="Days for which results are kept.",
+    ),
+    Option(
+        name="history_minutes_days",
+        field="history_minutes_days",
+        kind="integer",
+        low=1,
+        high=36_500,
+        help="Days for which rollups by minute are kept.",
+    ),
+    Option(
+        name="history_hours_days",
+        field="history_hours_days",
+        kind="integer",
+        low=1,
+        high=36_500,
+        help="Days for which rollups by hour are kept, at least as long as results.",
+    ),
+    Option(
+        name="history_years",
+        field="history_years",
+        kind="integer",
+        low=1,
+        high=100,
+        help="Years for which rollups by day are kept, at least as long as those by hour.",
     ),
     Option(
         name="reload_interval",
@@ -327,16 +363,20 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def serves_this_machine_only(settings: Settings) -> bool:
+    """Whether nobody else can reach us over HTTP: it is on loopback, and no proxy passes on what others ask."""
+    host, _ = split_address(settings.http)
+    return is_loopback_host(host) and not settings.http_behind_tls
+
+
 def allows_private(settings: Settings) -> bool:
     """Whether addresses may be polled that are not public: as configured, else unless others can reach us over HTTP."""
-    if settings.allow_private is not None:
-        return settings.allow_private
-    host, _ = split_address(settings.http)
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host.lower() == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return serves_this_machine_only(settings) if settings.allow_private is None else settings.allow_private
+
+
+def http_url(settings: Settings) -> str:
+    """Where the HTTP server is, without a path."""
+    return f"{'http' if settings.http_cert is None else 'https'}://{settings.http}"
 
 
 def parse_duration_s(text: str) -> int | None:
@@ -403,7 +443,7 @@ def _value(option: Option, raw: object) -> object:
             return _bounded(option, int(found[1]) * _SIZE_BYTES[found[2] or ""]) if found else None
         case "choice":
             return text if text in option.choices else None
-        case "path":
+        case "path" | "file":
             return _path(text) if isinstance(raw, str | Path) else None
         case "database_url":
             return text if _is_database_url(text) else None

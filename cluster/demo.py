@@ -26,6 +26,7 @@ from aiohttp import web
 from cluster import database, runtime
 from cluster.errors import ClusterError
 from cluster.project import ProjectFields
+from cluster.settings import Settings
 
 HOST = "127.0.0.1"
 PORT_FIRST = 8_701
@@ -136,7 +137,7 @@ async def run_demo(context: runtime.RoleContext) -> int:
     try:
         await web.SockSite(runner, listener, shutdown_timeout=1.0).start()
         logger.info("the demo's target is at http://%s:%d", HOST, port)
-        adding = asyncio.create_task(_add_projects(url, port, context.settings.http))
+        adding = asyncio.create_task(_add_projects(url, port, context.settings))
         await context.stopping.wait()
         adding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -146,24 +147,25 @@ async def run_demo(context: runtime.RoleContext) -> int:
     return 0
 
 
-async def _until_ready(http: str) -> None:
+async def _until_ready(settings: Settings) -> None:
     """Wait for the cluster to poll, but not for ever: a worker that does not start must not hide the demo."""
-    host, _, port = http.rpartition(":")
+    host, _, port = settings.http.rpartition(":")
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - bound to all, asked on this one
-    url = f"http://{host}:{port}/readyz"
+    scheme = "http" if settings.http_cert is None else "https"
+    url = f"{scheme}://{host}:{port}/readyz"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(READY_WAIT_S), aiohttp.ClientSession() as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(url) as response:
+                    async with session.get(url, ssl=False) as response:  # a certificate names no loopback
                         if response.status == web.HTTPOk.status_code:
                             return
                 await asyncio.sleep(READY_POLL_S)
 
 
-async def _add_projects(url: str, port: int, http: str) -> None:
+async def _add_projects(url: str, port: int, settings: Settings) -> None:
     """Retries until the database has taken them."""
-    await _until_ready(http)
+    await _until_ready(settings)
     delay_s = RETRY_S
     while True:
         try:

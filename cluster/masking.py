@@ -39,6 +39,22 @@ def masked_project(row: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def has_mask(name: str, value: object) -> bool:
+    """Whether a field of a project, as someone writes it, has the mask in the place of a secret."""
+    match name, value:
+        case (("body" | "bearer_token"), str()):
+            return value == MASK
+        case "basic_auth", str():
+            return value.endswith(f":{MASK}")
+        case (("url" | "proxy"), str()):
+            found = _USERINFO.search(value)
+            return found is not None and (found[2] == MASK or found[2].endswith(f":{MASK}"))
+        case "headers", Mapping():
+            return any(is_secret_header(str(header)) and given == MASK for header, given in value.items())
+        case _:
+            return False
+
+
 def kind_of(value: object) -> str:
     """What a value is in JSON's words, where it is not shown itself: it may be a secret, written wrongly."""
     match value:

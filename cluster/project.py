@@ -16,7 +16,7 @@ import msgspec
 import orjson
 
 from cluster.assertions import canonical_assertions, validate_assertions
-from cluster.errors import InvalidInputError
+from cluster.errors import ClusterError, InvalidInputError
 from cluster.http_options import (
     OPTION_NAMES,
     OPTIONS_SQL,
@@ -56,6 +56,7 @@ _HOST = re.compile(r"(?=.{1,254}$)(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,6
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}(%25[A-Za-z0-9._~-]{1,16})?")
 _IPV6_GROUP = re.compile(r"[0-9A-Fa-f]{1,4}")
 _STATUS_PART = re.compile(r"([1-5])xx|([1-5][0-9]{2})(?:-([1-5][0-9]{2}))?")
+_LEADING_NAME = re.compile(r"[a-z_]+")
 _INTERVAL = re.compile(r"([0-9]{1,9})\s*(s|m|h|d|seconds?|minutes?|hours?|days?)?")
 _INTERVAL_UNITS: dict[str, tuple[int, Unit]] = {
     "s": (1, "seconds"),
@@ -171,6 +172,12 @@ JSON_FIELDS = ("headers", "assertions")  # of type jsonb in the table
 _TEXT_FIELDS = frozenset({"url", "name", "method", "expected_status", "unit"})
 _PRIVATE_FIELDS = frozenset({"headers", "body"})  # a wrong value is not repeated: it may be a secret
 _FLAG_FIELDS = frozenset({"follow_redirects", "enabled"})
+
+
+def field_of(error: ClusterError) -> str | None:
+    """Which field an error that was raised here begins with: the one it is about.  None when that is no field."""
+    found = _LEADING_NAME.match(str(error))
+    return found[0] if found is not None and found[0] in FIELD_NAMES else None
 
 
 def project_from_map(written: Mapping[Any, Any]) -> ProjectFields:

@@ -17,8 +17,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent_http: int = 500
     max_per_host: int = 100  # over the whole cluster; 0 = none
     http: str = "127.0.0.1:8700"  # host:port of the coordinator's HTTP server
+    http_cert: Path | None = None  # PEM, the chain of the server's certificate; with http_key: HTTPS
+    http_key: Path | None = None
+    http_behind_tls: bool = False  # a proxy ends TLS before the HTTP server
     allow_private: bool | None = None  # polls of private addresses; None: see config.allows_private
     retention_days: int = 90
+    history_minutes_days: int = 7
+    history_hours_days: int = 400
+    history_years: int = 5  # days and weeks
     reload_interval_s: int = 300
     body_limit_bytes: int = 1 << 20
     secrets_dir: Path | None = None  # of the host of each worker

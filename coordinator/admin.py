@@ -3,21 +3,18 @@
 - A reply goes out in the envelope the request came in (REQ's with its empty frame, DEALER's without), in its encoding.
 - At most ``REQUESTS_MAX`` are in progress; one more is answered ``busy``.
 - Each is answered within ``ANSWER_S`` (a reload of everything, which may take longer, within ``RELOAD_ANSWER_S``).
-- Before there is a core to ask (``open``) a request waits for ``STARTING_S``, then the answer is ``starting``.
 - A request larger than ``ADMIN_REQUEST_BYTES_MAX`` is refused in words, up to what the socket takes at all.
 - Nothing that arrives ends in an exception: it is answered with an error or, where nobody can be answered, counted.
 
-What a request means to projects is ``ProjectRequests``' part, what it means to workers the core's.
+What a request does is ``RequestDesk``'s part.
 """
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, assert_never
+from collections.abc import Callable
+from typing import Any, assert_never
 
 from cluster.channel import Channel
-from cluster.database import connect, describe
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.messages.admin import (
     AddProject,
@@ -32,62 +29,27 @@ from cluster.messages.admin import (
     encode_reply,
     is_json,
 )
-from cluster.project import ProjectFields, project_from_map
+from cluster.project import project_from_map
 from cluster.sockets import ADMIN_REQUEST_BYTES_MAX
-from coordinator.events import DrainRequested, Event, ScaleRequested, View
-from coordinator.project_rows import DATABASE_AWAY, Applied
+from coordinator.requests import RequestDesk
 from coordinator.throttle import ThrottledLog
 
 REQUESTS_MAX = 256
 ANSWER_S = 10.0
-STARTING_S = 3.0
 RELOAD_ANSWER_S = 110.0
-CONFIRM_S = 5.0
-PURGE_ANSWER_S = 8.0  # a purge that takes longer goes on after the reply
-PURGE_ROWS = 10_000  # per statement
-PURGES_MAX = 16
 FRAMES_MAX = 16
 
 logger = logging.getLogger("coordinator.admin")
 
 
-class Projects(Protocol):
-    """What the admin socket wants of ProjectRequests."""
-
-    async def insert(self, fields: ProjectFields) -> int: ...
-
-    async def enable(self, project_id: int) -> None: ...
-
-    async def remove(self, ids: Sequence[int], *, delete: bool, token: int) -> None: ...
-
-    async def reload(self) -> Applied: ...
-
-
 class AdminDesk:
-    """``attach`` it to a channel; ``submit`` gives the core an event, ``status`` makes the status document."""
+    """``attach`` it to a channel; ``status`` makes the status document."""
 
-    def __init__(
-        self,
-        projects: Projects,
-        submit: Callable[[Event], None],
-        view: Callable[[], View],
-        status: Callable[[], dict[str, Any]],
-        database_url: str,
-        *,
-        supervised: bool,
-    ) -> None:
-        self._projects = projects
-        self._submit = submit
-        self._view = view
+    def __init__(self, requests: RequestDesk, status: Callable[[], dict[str, Any]]) -> None:
+        self._requests = requests
         self._status = status
-        self._database_url = database_url
-        self._supervised = supervised
-        self._opened = asyncio.Event()
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._purges: set[asyncio.Task[None]] = set()
-        self._tokens = itertools.count(1)
-        self._confirmations: dict[int, asyncio.Future[None]] = {}
         self._throttled = ThrottledLog(logger)
         self.requests_ok = 0
         self.requests_refused = 0
@@ -96,22 +58,12 @@ class AdminDesk:
     def attach(self, channel: Channel) -> None:
         self._channel = channel
 
-    def open(self) -> None:
-        """From now on events and views have a core behind them."""
-        self._opened.set()
-
     async def close(self) -> None:
         """Requests in progress get no answer any more."""
-        tasks = [*self._tasks, *self._purges]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def confirm(self, token: int) -> None:
-        """The core: every worker concerned has acknowledged."""
-        confirmation = self._confirmations.get(token)
-        if confirmation is not None and not confirmation.done():
-            confirmation.set_result(None)
 
     # ---- frames ---------------------------------------------------------------------------------------------------
 
@@ -149,7 +101,7 @@ class AdminDesk:
         limit_s = RELOAD_ANSWER_S if isinstance(request, ReloadProjects) else ANSWER_S
         try:
             async with asyncio.timeout(limit_s):
-                await self._until_opened()
+                await self._requests.opened()
                 reply = await self._perform(request)
         except TimeoutError:
             text = f"not done within {limit_s:g} s; it may still take effect, see `cluster status` and the log"
@@ -159,16 +111,6 @@ class AdminDesk:
         else:
             self.requests_ok += 1
             self._send(envelope, {"type": "ok", **reply}, as_json=as_json)
-
-    async def _until_opened(self) -> None:
-        try:
-            async with asyncio.timeout(STARTING_S):
-                await self._opened.wait()
-        except TimeoutError:
-            raise ClusterError(
-                "the coordinator is starting and waits for what the database remembers; nothing was changed, try again",
-                code="starting",
-            ) from None
 
     def _refuse(self, envelope: list[bytes], reply: ErrorReply, *, as_json: bool) -> None:
         self.requests_refused += 1
@@ -191,104 +133,29 @@ class AdminDesk:
             case RemoveProjects():
                 return await self._remove(request)
             case ReloadProjects():
-                applied = await self._projects.reload()
+                applied = await self._requests.projects.reload()
                 return {
                     "added": len(applied.added),
                     "changed": len(applied.changed),
                     "removed": len(applied.removed),
                 }
             case ScaleCluster(workers, max_concurrent_http):
-                if workers is not None and not self._supervised:
-                    raise ClusterError(
-                        "the roles run without a supervisor, so nobody here can start or end worker processes; start "
-                        "another one with `cluster worker --name NAME`, end one with SIGTERM",
-                        code="no_supervisor",
-                    )
-                self._submit(ScaleRequested(workers, max_concurrent_http))
-                view = self._view()
+                view = self._requests.scale(workers, max_concurrent_http)
                 return {"workers": view.workers_wanted, "max_concurrent_http": view.max_concurrent_http}
             case DrainWorker(worker):
-                return self._drain(worker)
+                self._requests.drain(worker)
+                return {"worker": worker}
             case _:
                 assert_never(request)
 
     async def _add(self, request: AddProject) -> dict[str, Any]:
         if request.project is not None:
-            return {"id": await self._projects.insert(project_from_map(request.project))}
+            return {"id": await self._requests.projects.insert(project_from_map(request.project))}
         assert request.id is not None
-        await self._projects.enable(request.id)
+        await self._requests.projects.enable(request.id)
         return {"id": request.id}
 
     async def _remove(self, request: RemoveProjects) -> dict[str, Any]:
-        if request.purge and len(self._purges) >= PURGES_MAX:
-            raise ClusterError(f"{PURGES_MAX} purges are in progress; nothing was changed, try again", code="busy")
-        ids = sorted(set(request.ids))
-        token = next(self._tokens)
-        confirmation: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._confirmations[token] = confirmation
-        try:
-            await self._projects.remove(ids, delete=request.delete, token=token)
-            async with asyncio.timeout(CONFIRM_S):
-                await confirmation
-        except TimeoutError:
-            raise ClusterError(
-                f"the change is stored, but a worker has not confirmed it within {CONFIRM_S:g} s; it is told again "
-                "until it does",
-                code="timeout",
-            ) from None
-        finally:
-            del self._confirmations[token]
-        reply: dict[str, Any] = {"ids": ids, "deleted": request.delete}
-        if request.purge:
-            purge = asyncio.get_running_loop().create_task(purge_results(self._database_url, ids))
-            self._purges.add(purge)
-            purge.add_done_callback(self._purged)
-            await asyncio.wait({purge}, timeout=PURGE_ANSWER_S - CONFIRM_S)
-            reply["purged"] = purge.done()
-        return reply
-
-    def _purged(self, task: asyncio.Task[None]) -> None:
-        self._purges.discard(task)
-        if not task.cancelled():
-            task.result()
-
-    def _drain(self, worker: str) -> dict[str, Any]:
-        view = self._view()
-        if worker not in {each.name for each in view.workers}:
-            raise ClusterError(f"there is no worker {worker!a}; `cluster status` lists them", code="unknown_worker")
-        if view.workers_wanted <= 1:
-            raise ClusterError(
-                f"{worker} is the only worker, so there is nobody to take over; `cluster down` stops everything",
-                code="last_worker",
-            )
-        self._submit(DrainRequested(worker))
-        return {"worker": worker}
-
-
-async def purge_results(database_url: str, ids: Sequence[int]) -> None:
-    """Delete what is known of projects that are no more: spans first, so that the accounts are right all the time."""
-    try:
-        connection = await connect(database_url)
-        try:
-            await connection.execute(
-                "DELETE FROM project_spans WHERE project_id = ANY($1::bigint[]) AND until IS NOT NULL", ids
-            )
-            for project_id in ids:
-                await _delete_in_parts(connection, "missed_polls", "first_tick", project_id)
-                await _delete_in_parts(connection, "state_changes", "changed_at", project_id)
-                await _delete_in_parts(connection, "poll_results", "scheduled_at", project_id)
-        finally:
-            connection.terminate()
-    except ClusterError as error:
-        logger.warning("results of deleted projects were not purged: %s", error)
-    except DATABASE_AWAY as error:
-        logger.warning("results of deleted projects were not all purged: %s", describe(error))
-
-
-async def _delete_in_parts(connection: Any, table: str, key: str, project_id: int) -> None:
-    statement = f"""
-        DELETE FROM {table} WHERE project_id = $1 AND {key} IN
-            (SELECT {key} FROM {table} WHERE project_id = $1 ORDER BY {key} LIMIT {PURGE_ROWS})"""  # noqa: S608 - ours
-    deleted = PURGE_ROWS
-    while deleted == PURGE_ROWS:
-        deleted = int((await connection.execute(statement, project_id, timeout=60)).split()[-1])
+        changed = await self._requests.remove(request.ids, delete=request.delete, purge=request.purge)
+        reply: dict[str, Any] = {"ids": changed.ids, "deleted": request.delete}
+        return reply if changed.purged is None else reply | {"purged": changed.purged}

@@ -16,8 +16,11 @@ from collections.abc import Coroutine
 from typing import Any, Protocol, assert_never
 
 import zmq
+from prometheus_client import CollectorRegistry
 
 from cluster import database
+from cluster.access.credentials import Credentials, expect_somebody
+from cluster.access.server_tls import server_certificate
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
@@ -50,14 +53,20 @@ from coordinator.events import (
     View,
     WriteLog,
 )
-from coordinator.http import StatusServer
 from coordinator.journal import ProjectJournal
 from coordinator.project_requests import ProjectRequests
 from coordinator.project_rows import Applied, ClusterMemory
 from coordinator.projects import ProjectSource
-from coordinator.status import ShellCounts, document
+from coordinator.requests import RequestDesk
+from coordinator.status import ClusterCollector, ShellCounts, document
 from coordinator.store import StateFile
 from coordinator.throttle import ThrottledLog
+from coordinator.web.access import Access
+from coordinator.web.call import Backend
+from coordinator.web.feed import EventFeed
+from coordinator.web.history_endpoints import changes_reader
+from coordinator.web.pool import ApiPool
+from coordinator.web.server import WebServer
 
 SECOND_S = 1.0
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -120,15 +129,35 @@ class CoordinatorService:
         self._source = ProjectSource(
             settings.database_url, self, self._journal, self._clock.now_ms, settings.reload_interval_s
         )
-        self._desk = AdminDesk(
+        self._requests = RequestDesk(
             ProjectRequests(self._source),
             self._submit,
             self.view,
-            lambda: document(self.view(), self.counts()),
             settings.database_url,
             supervised=settings.supervised,
         )
-        self.server = StatusServer(settings.http, self.view, self.counts, started=lambda: self._core is not None)
+        self._desk = AdminDesk(self._requests, lambda: document(self.view(), self.counts()))
+        registry = CollectorRegistry()
+        registry.register(ClusterCollector(self.view, self.counts))
+        pool = ApiPool(settings.database_url)
+        self._feed = EventFeed(
+            lambda: None if self._core is None else document(self.view(), self.counts()), changes_reader(pool)
+        )
+        self._access = Access(settings, Credentials(settings.database_url))
+        self.server = WebServer(
+            settings.http,
+            Backend(
+                view=self.view,
+                counts=self.counts,
+                started=lambda: self._core is not None,
+                desk=self._requests,
+                pool=pool,
+                registry=registry,
+                feed=self._feed,
+                access=self._access,
+            ),
+            certificate=server_certificate(settings),
+        )
         self._core: CoordinatorState | None = None
         self._driver: Driver[Event, Effect] | None = None
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -159,6 +188,7 @@ class CoordinatorService:
         settings = self._settings
         logger.info("starting")
         self._lag.start()
+        await self._expect_somebody()
         await self.server.start()
         self._control = Channel(bind_router(self._zmq, settings.control), self._on_control)
         make_ipc_private(settings.control)
@@ -180,9 +210,30 @@ class CoordinatorService:
         )
         self._driver = Driver(self._core, self._clock, self._perform)
         self._driver.wake()
-        self._desk.open()
+        self._requests.open()
         self._begin(self._source.run())
         self._begin(self._each_second())
+
+    async def _expect_somebody(self) -> None:
+        """Nothing is served beyond loopback before there is a token or a user; a supervisor has seen to that already.
+
+        Raises ClusterError.  While the database can't say, what needs authentication is answered with 503.
+        """
+        settings = self._settings
+        if not self._access.required or settings.supervised:
+            return
+        assert settings.database_url is not None
+        conn: database.Connection | None = None
+        try:
+            conn = await database.connect(settings.database_url)
+            await expect_somebody(conn, settings.http)
+        except (ClusterError, *database.DATABASE_ERRORS) as error:
+            if conn is not None and isinstance(error, ClusterError):
+                raise
+            logger.warning("who may use the HTTP API is not known yet, so nobody may: %s", database.describe(error))
+        finally:
+            if conn is not None:
+                conn.terminate()
 
     async def _until_stopped(self, work: Coroutine[Any, Any, ClusterMemory | None]) -> ClusterMemory | None:
         task = self._loop.create_task(work)
@@ -200,6 +251,7 @@ class CoordinatorService:
             self._admin.close()
             remove_ipc_path(self._settings.admin)
         await self._desk.close()
+        await self._requests.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -284,7 +336,7 @@ class CoordinatorService:
                         )
                     self._collecting.removed += removed
             case ConfirmChange(token):
-                self._desk.confirm(token)
+                self._requests.confirm(token)
             case WriteLog(level, text):
                 logger.log(_LEVELS[level], "%s", text)
             case _:
@@ -324,6 +376,8 @@ class CoordinatorService:
             self._submit(ProjectsChanged(records, removed, initial=initial, ended=ended or [], token=token))
         finally:
             self._collecting = None
+        if not initial:
+            self._feed.projects_changed([*applied.added, *applied.changed, *applied.removed])
         return applied
 
     def load_progressed(self, loaded: int, total: int | None) -> None:
@@ -366,6 +420,7 @@ class CoordinatorService:
                 "notifications_malformed": self._source.notifications_malformed,
                 "journal_records_dropped": self._journal.records_dropped,
                 "state_saves_failed": self._save_failures,
+                **self._access.refused,
             },
             invalid_projects=self._source.invalid,
             admin_requests=self._desk.requests_ok,

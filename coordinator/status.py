@@ -100,6 +100,7 @@ def document(view: View, counts: ShellCounts) -> dict[str, Any]:
             "streams": writer.streams if writer else 0,
             "pending_rows": writer.pending_rows if writer else 0,
             "rss_bytes": writer.rss_bytes if writer else 0,
+            "rollup_lag_ms": round(writer.rollup_lag_ms) if writer else 0,
         },
         "database": {"state": "up" if view.database_up else "down"},
         "refused": dict(sorted(counts.refused.items())),
@@ -318,5 +319,10 @@ def _writer_metrics(view: View) -> Iterator[Metric]:
     yield GaugeMetricFamily("ringpoll_writer_pending_rows", "Received and not committed.", value=writer.pending_rows)
     yield GaugeMetricFamily(
         "ringpoll_writer_lag_seconds", "Age of the oldest result not committed.", value=writer.lag_ms / 1000
+    )
+    yield GaugeMetricFamily(
+        "ringpoll_rollup_lag_seconds",
+        "How long ago it was up to when polls are rolled up.",
+        value=writer.rollup_lag_ms / 1000,
     )
     yield GaugeMetricFamily("ringpoll_writer_resident_memory_bytes", "Resident memory.", value=writer.rss_bytes)

@@ -2,7 +2,8 @@
 
 Creating attaches a table that was made beside (SHARE UPDATE EXCLUSIVE on poll_results: readers and COPY go on).
 Dropping needs a short exclusive lock; who holds the table for longer than ``LOCK_TIMEOUT_MS`` wins, and the next round
-tries again.  Missed ranges, ledger rows, rejects and ended spans beyond the retention are deleted in chunks.
+tries again.  Missed ranges, ledger rows, rejects and ended spans beyond the retention are deleted in chunks; so is
+the audit log, which is kept for AUDIT_DAYS at least.
 
 A ledger row that is missing means that the database was set back, so one is deleted only when nothing can follow in
 its stream: it has ended, or it has been idle for LEDGER_IDLE_DAYS.  A worker whose projects are all polled yearly
@@ -26,6 +27,7 @@ DAYS_AHEAD = 3
 LOCK_TIMEOUT_MS = 2_000
 DELETE_CHUNK_ROWS = 5_000
 LEDGER_IDLE_DAYS = 800  # more than two of the longest intervals (a year)
+AUDIT_DAYS = 400  # at least: who changed what is asked for long after the results are gone
 PREFIX = "poll_results_"
 EPOCH = date(1970, 1, 1)
 
@@ -124,6 +126,7 @@ _OLDER = {
     "ingest_reject": "rejected_at < {}",
     "project_spans": "until < {}",
     "state_changes": "changed_at < {}",
+    "audit_log": f"at < least({{}}, now() - interval '{AUDIT_DAYS} days')",
 }
 
 

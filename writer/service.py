@@ -3,6 +3,7 @@
 - The results socket hands messages to the core; what can't be decoded is counted, and logged once a second at most.
 - One task uses the database: the operation the core waits for first, then ends of streams, then steps of maintenance
   (result partitions and retention, at the start and each hour).
+- Another task keeps the rollups, on a connection of its own (see rollups.py).
 - Each second, from the same loop: a heartbeat to the coordinator.
 
 It decides nothing about results (see core.py), and knows no SQL (see store.py).
@@ -43,6 +44,8 @@ from writer.events import (
     WriteLog,
 )
 from writer.partitions import Maintenance
+from writer.rollup_plan import Retention
+from writer.rollups import Rollups
 from writer.store import Store, StoreError
 
 HEARTBEAT_S = 1.0
@@ -51,6 +54,7 @@ MAINTENANCE_RETRY_S = 10.0
 CLOSE_S = 2.0
 ORPHAN_EXTRA_S = 20.0  # beyond the grace of the workers' polls, for their last batches
 STREAMS_POLL_S = 0.1
+DAYS_OF_YEAR = 366
 ENDED_MAX = 4_096  # ends of streams waiting to be noted
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -71,6 +75,15 @@ class WriterService:
         self._core = WriterCore(now_ms=self._clock.now_ms())
         self._driver: Driver[Event, Effect] = Driver(self._core, self._clock, self._perform)
         self._store = Store(settings.database_url, retention_days=settings.retention_days, wall_ms=self._clock.now_ms)
+        self._rollups = Rollups(
+            settings.database_url,
+            Retention(
+                results=settings.retention_days,
+                minutes=settings.history_minutes_days,
+                hours=settings.history_hours_days,
+                days=settings.history_years * DAYS_OF_YEAR,
+            ),
+        )
         self._incarnation = settings.incarnation or uuid.uuid4().hex
         self._process = psutil.Process()
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -97,6 +110,8 @@ class WriterService:
         self._control = Channel(connect_dealer(self._zmq, settings.control), self._on_control)
         storing = self._loop.create_task(self._use_database(), name="writer store")
         storing.add_done_callback(self._on_store_ended)
+        rolling_up = self._loop.create_task(self._rollups.run(), name="writer rollups")
+        rolling_up.add_done_callback(self._on_rollups_ended)
         self._driver.wake()
         self._on_beat()
         self._begin_maintenance()
@@ -108,7 +123,9 @@ class WriterService:
             self._driver.submit(StopRequested(settings.grace_s * 1_000))
             uncommitted = await self._finished
         finally:
+            rolling_up.cancel()
             await self._close(storing)
+            await asyncio.wait({rolling_up})
         if uncommitted:
             why = self._last_error or "the database did not answer in time"
             logger.error("stopped with %d results not committed, which wait in the workers' WAL: %s", uncommitted, why)
@@ -146,6 +163,10 @@ class WriterService:
     def _on_store_ended(self, storing: asyncio.Task[None]) -> None:
         if not storing.cancelled() and (error := storing.exception()) is not None:
             self._context.fail("the writer's database task failed", error)
+
+    def _on_rollups_ended(self, rolling_up: asyncio.Task[None]) -> None:
+        if not rolling_up.cancelled() and (error := rolling_up.exception()) is not None:
+            self._context.fail("the writer's rollups failed", error)
 
     # ---- effects ----------------------------------------------------------------------------------------------------
 
@@ -277,6 +298,7 @@ class WriterService:
             streams=view.streams,
             pending_rows=view.pending_rows,
             rss_bytes=int(self._process.memory_info().rss),
+            rollup_lag_ms=self._rollups.lag_ms(),
         )
         if self._control is not None:
             self._control.send(control.encode(beat))  # False: the coordinator is away; it will hear the next one

@@ -15,7 +15,8 @@ straight into their day's result partition, missed ranges follow.  When the serv
 
 A result takes its tick out of a missed range that has it, and of a missed range only what is in neither table is
 stored: whatever the order in which streams speak of a tick, it is counted once (see writer.taken).  What results say
-of their project's state is stored with them (see writer.state_tables).
+of their project's state is stored with them (see writer.state_tables), and which of them the rollups have to go back
+for (see writer.rollup_late).
 
 Errors of the connection or the set-up are the caller's: ``commit`` raises StoreError and may be called again with the
 same flush.  The store keeps one connection, and replaces it after an error.  It decides no retries, and runs one
@@ -37,7 +38,7 @@ import msgspec
 from cluster import database
 from cluster.database import Connection, Failure
 from cluster.errors import ClusterError
-from writer import ledger, partitions, state_tables
+from writer import ledger, partitions, rollup_late, state_tables
 from writer.events import FailureKind, Flush, FlushCommitted, LedgerWentBack, StreamPart
 from writer.records import (
     FUTURE_MS,
@@ -257,6 +258,7 @@ class Store:
                 self._standings = await state_tables.load(conn)
             plan.standings = self._standings
             written = await write(conn, plan)
+            await rollup_late.keep(conn, plan.spreads, plan.results.values())
             if written.rejected:
                 await _set_aside(conn, written.rejected)
         except Exception:  # not when cancelled: the operation's time is over, and the connection is abandoned

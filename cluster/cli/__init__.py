@@ -61,6 +61,12 @@ def _secret() -> list[click.Command]:
     return [secret.secret]
 
 
+def _access() -> list[click.Command]:
+    from cluster.cli import access
+
+    return [access.token, access.user]
+
+
 def _wal() -> list[click.Command]:
     from cluster.cli import wal
 
@@ -140,6 +146,13 @@ _MODULES = (
         _secret,
         {
             "secret": "Secrets for projects.",
+        },
+    ),
+    LazyModule(
+        _access,
+        {
+            "token": "Tokens for the HTTP API: needed where --http listens beyond loopback.",
+            "user": "People who log in on the page: needed where --http listens beyond loopback.",
         },
     ),
     LazyModule(

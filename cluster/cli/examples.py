@@ -119,6 +119,24 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cluster secret seal --secrets-dir /etc/ringpoll/secrets          # asks for the value",
         "cluster secret seal --secrets-dir /etc/ringpoll/secrets < token.txt",
     ),
+    "cluster token": (
+        "cluster token create --name dashboard",
+        "cluster token list",
+    ),
+    "cluster token create": (
+        "cluster token create --name dashboard",
+        "cluster token create --name deploy --scope write --expires 30d",
+    ),
+    "cluster token list": ("cluster token list --json",),
+    "cluster token revoke": ("cluster token revoke deploy",),
+    "cluster user": (
+        "cluster user add ann --scope admin",
+        "cluster user list",
+    ),
+    "cluster user add": ("cluster user add ann --scope admin              # asks for the password",),
+    "cluster user list": ("cluster user list --json",),
+    "cluster user password": ("cluster user password ann",),
+    "cluster user remove": ("cluster user remove ann",),
     "cluster wal": (
         "cluster wal list",
         "cluster wal replay",

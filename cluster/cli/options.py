@@ -41,6 +41,7 @@ _METAVARS = {
     "size": "SIZE",
     "choice": "WORD",
     "path": "DIR",
+    "file": "FILE",
     "database_url": "URL",
     "address": "HOST:PORT",
     "endpoint": "ENDPOINT",

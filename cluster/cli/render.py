@@ -169,6 +169,24 @@ def changes_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def plain_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Table:
+    """The named values of each row; instants as ISO 8601 text, in local time."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " ").removesuffix(" at"), overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(name, row[name]) for name in columns))
+    return table
+
+
+def _plain(name: str, value: Any) -> Text:
+    if value is None:
+        return Text("never", "dim")
+    if name.endswith("_at"):
+        return Text(datetime.fromisoformat(value).astimezone().isoformat(sep=" ", timespec="minutes"))
+    return Text(str(value))
+
+
 def projects_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("id", justify="right")

@@ -295,6 +295,7 @@ class WriterHeartbeat(msgspec.Struct, tag="writer_heartbeat", frozen=True):
     streams: int = 0
     pending_rows: int = 0
     rss_bytes: int = 0
+    rollup_lag_ms: float = 0.0  # how long ago it was up to when polls are rolled up into minutes, hours and days
 
 
 # ---- supervisor <-> coordinator --------------------------------------------------------------------------------------

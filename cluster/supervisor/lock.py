@@ -28,7 +28,7 @@ RECORD_BYTES = 4_096  # padded; a problem that needs more is cut short
 class LockHolder(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     started_at: str = ""
-    http: str = ""
+    http: str = ""  # where its status is: a URL
     embedded: bool = False  # the database is the embedded one below the data directory
     stopping: bool = False
     ended: bool = False  # written last of all; a holder that was killed never says it
@@ -152,7 +152,7 @@ def _acquire(path: Path) -> IO[bytes]:
             file.close()
             if time.monotonic() > deadline:
                 data_dir = path.parent.parent
-                where = f", status at http://{holder.http}" if holder.http else ""
+                where = f", status at {holder.http}" if holder.http else ""
                 raise ClusterError(
                     f"a cluster is already running on {data_dir} (pid {holder.pid}{where}); "
                     "stop it with `cluster down`, or choose another --data-dir",

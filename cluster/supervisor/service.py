@@ -24,6 +24,8 @@ import uvloop
 import zmq
 
 from cluster import config, database, sockets
+from cluster.access.credentials import expect_somebody
+from cluster.access.server_tls import server_certificate
 from cluster.channel import Channel
 from cluster.clock import Clock
 from cluster.driver import Driver
@@ -127,7 +129,7 @@ class SupervisorService:
         self._holder = LockHolder(
             pid=os.getpid(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            http=settings.http,
+            http=config.http_url(settings),
             embedded=settings.database_url is None,
         )
         self._postgres: EmbeddedPostgres | None = None
@@ -176,6 +178,7 @@ class SupervisorService:
         for endpoint in endpoints:
             sockets.remove_ipc_path(endpoint)
         check_address(settings.http)
+        server_certificate(settings)  # a bad one is said here, and not by a role that is started again and again
         empty = await self._step(self._migrate())
         self._say_what_runs(empty=empty)
 
@@ -217,6 +220,8 @@ class SupervisorService:
         try:
             for name in await database.migrate(conn):
                 logger.info("applied migration %s", name)
+            if not config.serves_this_machine_only(self._settings):
+                await expect_somebody(conn, self._settings.http)
             return not await conn.fetchval("SELECT EXISTS (SELECT 1 FROM projects)")
         except database.DATABASE_ERRORS as error:
             raise ClusterError(f"cannot prepare the database: {database.describe(error)}") from error
@@ -232,7 +237,7 @@ class SupervisorService:
             where = database.place(url)
         lines = [
             f"ringpoll: {settings.workers} workers, at most {settings.max_concurrent_http} HTTP requests in flight",
-            f"  status    http://{settings.http}/status   (or: cluster status{self._data_dir_flag()})",
+            f"  status    {config.http_url(settings)}/status   (or: cluster status{self._data_dir_flag()})",
             f"  data      {settings.data_dir}",
             f"  database  {where}",
         ]

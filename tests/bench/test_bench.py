@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cluster.bench import rig
-from tests.bench import engine, million, pipeline, replay, stages, wal
+from tests.bench import api, engine, million, pipeline, replay, stages, wal
 from tests.bench.figures import write_figures
 
 pytestmark = pytest.mark.bench
@@ -40,6 +40,21 @@ async def test_a_load_of_many_projects_reports_memory_and_lag():
         each.passed for each in measured.verdicts
     ]
     assert "bytes per project" in shown(million.show, measured)
+
+
+async def test_the_api_is_measured_with_and_without_requests():
+    words = ["--projects", "300", "--polls-per-s", "50", "--times", "2", "--seconds", "2", "--rounds", "1"]
+    measured = await api.main(api.arguments_of([*words, "--requests-per-s", "20"]))
+
+    assert measured.incidents == []
+    assert [each.question for each in measured.answers] == list(api.questions(has_history=False))
+    quiet, busy = measured.windows
+    assert (quiet.requests, busy.requests, busy.refused) == (0, 40, 0)
+    for each in measured.windows:
+        assert each.polls >= 50
+        assert each.late_ms["p50"] <= each.late_ms["p99"]
+    assert measured.added_p99_ms == pytest.approx(busy.late_ms["p99"] - quiet.late_ms["p99"], abs=0.02)
+    assert "added to p99" in shown(api.show, measured)
 
 
 def test_what_the_server_did_before_the_load_is_no_cost_of_it():

@@ -33,6 +33,7 @@ def test_every_command_of_the_design_is_there():
         "up", "down", "status", "reload", "audit", "migrate", "version", "add", "remove", "scale", "drain", "projects",
         "changes", "results", "secret", "coordinator", "worker", "writer", "wal", "bench", "plan",
         "completion", "doctor", "top",
+        "token", "user",
     }  # fmt: skip
     assert set(cli.cluster.commands["projects"].commands) == {"list", "show", "enable", "disable", "import", "export"}
 

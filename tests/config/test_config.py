@@ -14,8 +14,14 @@ GOOD = {
     "max_concurrent_http": ("2000", 2000),
     "max_per_host": ("0", 0),
     "http": ("[::1]:8700", "[::1]:8700"),
+    "http_cert": ("/etc/tls/chain.pem", "/etc/tls/chain.pem"),
+    "http_key": ("/etc/tls/key.pem", "/etc/tls/key.pem"),
+    "http_behind_tls": ("true", True),
     "allow_private": ("false", False),
     "retention_days": ("7", 7),
+    "history_minutes_days": ("3", 3),
+    "history_hours_days": ("800", 800),
+    "history_years": ("2", 2),
     "reload_interval": ("2m", 120),
     "body_limit": ("64KiB", 65536),
     "secrets_dir": ("/etc/secrets", "/etc/secrets"),
@@ -38,8 +44,14 @@ BAD = {
     "max_concurrent_http": ["0", "100001", "many"],
     "max_per_host": ["-1", "x"],
     "http": ["8700", "localhost:", "localhost:0", "localhost:65536", "ho st:80", ":80", "localhost:٣"],
+    "http_cert": ["a\nb"],
+    "http_key": ["a\nb"],
+    "http_behind_tls": ["yes", "1", "X-Forwarded-Proto"],
     "allow_private": ["yes", "1", "True", "private"],
     "retention_days": ["0", "forever"],
+    "history_minutes_days": ["0", "a week"],
+    "history_hours_days": ["0", "36501"],
+    "history_years": ["0", "101", "1.5"],
     "reload_interval": ["0", "5 parsecs", "25h", "-1s"],
     "body_limit": ["0", "2GiB", "1MB"],
     "secrets_dir": ["a\nb"],
@@ -63,7 +75,7 @@ def by_name(name):
 
 def shown(settings, option):
     value = getattr(settings, option.field)
-    return str(value) if option.kind == "path" else value
+    return str(value) if option.kind in ("path", "file") else value
 
 
 def test_the_examples_cover_every_option():
@@ -126,6 +138,13 @@ def test_private_addresses_are_polled_by_default_only_while_http_is_on_loopback(
     assert config.allows_private(config.load({"http": http}, {})) == loopback
     for said in (True, False):
         assert config.allows_private(config.load({"http": http, "allow_private": said}, {})) == said
+
+
+def test_behind_a_proxy_others_can_reach_what_is_on_loopback():
+    settings = config.load({"http": "127.0.0.1:8700", "http_behind_tls": True}, {})
+    assert not config.serves_this_machine_only(settings)
+    assert not config.allows_private(settings)
+    assert config.serves_this_machine_only(config.load({}, {}))
 
 
 def test_a_switch_in_a_file_is_a_boolean(tmp_path):

@@ -16,9 +16,11 @@ from cluster.errors import ClusterError, InvalidInputError
 from cluster.messages.admin import REQUEST_TYPES, SLOTS_MAX, WORKERS_MAX, ScaleCluster, decode_request, is_json
 from cluster.sockets import ADMIN_MESSAGE_BYTES_MAX, ADMIN_REQUEST_BYTES_MAX, bind_router
 from coordinator import admin as admin_module
-from coordinator.admin import AdminDesk, purge_results
+from coordinator import requests as requests_module
+from coordinator.admin import AdminDesk
 from coordinator.events import DrainRequested, ScaleRequested
 from coordinator.project_rows import Applied
+from coordinator.requests import RequestDesk, purge_results
 from tests.coordinator_shell.test_status_document import view
 from tests.coordinator_shell.waiting import until
 
@@ -44,7 +46,7 @@ class ProjectsDouble:
     async def enable(self, project_id):
         await self._called("enable", project_id)
 
-    async def remove(self, ids, *, delete, token):
+    async def remove(self, ids, *, delete, token, requester, guard):
         await self._called("remove", ids, delete)
         if self.desk is not None:
             self.desk.confirm(token)
@@ -62,16 +64,16 @@ class Desk:
         self.projects = ProjectsDouble()
         self.events = []
         self.view = view()
-        self.desk = AdminDesk(
+        self.requests = RequestDesk(
             self.projects,
             self.events.append,
             lambda: self.view,
-            lambda: {"epoch": 5},
             "postgresql://nobody@127.0.0.1:1/x",
             supervised=True,
         )
-        self.desk.open()
-        self.projects.desk = self.desk
+        self.desk = AdminDesk(self.requests, lambda: {"epoch": 5})
+        self.requests.open()
+        self.projects.desk = self.requests
         self.context = zmq.Context()
         self.channel = Channel(bind_router(self.context, endpoint, admin=True), self.desk.on_frames)
         self.desk.attach(self.channel)
@@ -95,6 +97,7 @@ class Desk:
 
     async def close(self):
         await self.desk.close()
+        await self.requests.close()
         self.channel.close()
         self.clients.destroy(linger=0)
         self.context.destroy(linger=0)
@@ -211,7 +214,7 @@ async def test_the_last_worker_is_not_drained(desk):
 
 
 async def test_without_a_supervisor_nobody_can_scale_workers(desk):
-    desk.desk._supervised = False
+    desk.requests._supervised = False
     for workers in ({"workers": 4}, {"workers": 4, "max_concurrent_http": 5}):
         reply = await desk.ask({"type": "scale", **workers})
         assert reply["code"] == "no_supervisor"
@@ -222,13 +225,13 @@ async def test_without_a_supervisor_nobody_can_scale_workers(desk):
 
 
 async def test_before_there_is_a_core_requests_wait_for_a_while(desk, monkeypatch):
-    desk.desk._opened.clear()
+    desk.requests._opened.clear()
     early = asyncio.create_task(desk.ask({"type": "add", "id": 3}))
     await until(lambda: desk.desk._tasks)
-    desk.desk.open()
+    desk.requests.open()
     assert await early == {"type": "ok", "id": 3}
-    desk.desk._opened.clear()
-    monkeypatch.setattr(admin_module, "STARTING_S", 0.05)
+    desk.requests._opened.clear()
+    monkeypatch.setattr(requests_module, "STARTING_S", 0.05)
     for request in ({"type": "status"}, {"type": "add", "id": 4}, {"type": "scale", "workers": 3}):
         reply = await desk.ask(request)
         assert (reply["type"], reply["code"]) == ("error", "starting")
@@ -248,17 +251,17 @@ async def test_a_removal_is_answered_when_it_is_confirmed(desk, monkeypatch):
     await until(lambda: desk.projects.calls)
     await desk.ask({"type": "status"})
     assert not removal.done()
-    (token,) = desk.desk._confirmations
-    desk.desk.confirm(token + 1)  # somebody else's
-    desk.desk.confirm(token)
-    desk.desk.confirm(token)
+    (token,) = desk.requests._confirmations
+    desk.requests.confirm(token + 1)  # somebody else's
+    desk.requests.confirm(token)
+    desk.requests.confirm(token)
     assert (await removal)["type"] == "ok"
-    assert desk.desk._confirmations == {}
-    monkeypatch.setattr(admin_module, "CONFIRM_S", 0.05)
+    assert desk.requests._confirmations == {}
+    monkeypatch.setattr(requests_module, "CONFIRM_S", 0.05)
     reply = await desk.ask({"type": "remove", "ids": [1]})
     assert reply["code"] == "timeout"
     assert "stored" in reply["message"]
-    assert desk.desk._confirmations == {}
+    assert desk.requests._confirmations == {}
 
 
 async def test_a_request_that_takes_too_long(desk, monkeypatch):
@@ -409,7 +412,7 @@ def test_the_first_byte_says_which_encoding():
 
 
 async def test_a_purge_removes_what_is_known_of_these_projects_only(database_url, monkeypatch):
-    monkeypatch.setattr(admin_module, "PURGE_ROWS", 10)
+    monkeypatch.setattr(requests_module, "PURGE_ROWS", 10)
     connection = await asyncpg.connect(database_url)
     await connection.execute("CREATE TABLE a_day PARTITION OF poll_results DEFAULT")
     await connection.execute("INSERT INTO projects (id, url) SELECT n, 'http://a/' FROM generate_series(1, 3) n")
@@ -425,9 +428,18 @@ async def test_a_purge_removes_what_is_known_of_these_projects_only(database_url
         "INSERT INTO state_changes (project_id, changed_at, state, began_at, polls) "
         "SELECT p, now() + n * interval '1 s', 'down', now(), 1 FROM generate_series(1, 3) p, generate_series(1, 15) n"
     )
+    rollups = {"minutes": "1 minute", "hours": "1 hour", "quarters": "6 hours", "days": "1 day", "weeks": "7 days"}
+    for name, every in rollups.items():
+        await connection.execute(
+            f"INSERT INTO rollup_{name} (at, project_id, polls, success, failure, unknown, sum_ms "
+            f"{', by_minute' if name == 'hours' else ''}) SELECT at, p, 1, 1, 0, 0, 5 "
+            f"{', true' if name == 'hours' else ''} FROM generate_series(1, 3) p, "
+            f"generate_series(timestamptz '2026-01-05Z', timestamptz '2026-02-05Z', interval '{every}') at "
+            "WHERE random() < 0.7 OR at = '2026-01-05Z'"
+        )
     await connection.execute("DELETE FROM projects WHERE id < 3")
     await purge_results(database_url, [1, 2])
-    for table in ("poll_results", "missed_polls", "project_spans", "state_changes"):
+    for table in ("poll_results", "missed_polls", "project_spans", "state_changes", *(f"rollup_{n}" for n in rollups)):
         rows = await connection.fetch(f"SELECT DISTINCT project_id FROM {table}")
         assert [row[0] for row in rows] == [3], table
     await connection.close()

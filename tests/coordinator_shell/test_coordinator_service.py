@@ -16,7 +16,7 @@ from cluster.messages import control
 from cluster.runtime import RoleContext
 from cluster.settings import Settings
 from cluster.sockets import MESSAGE_BYTES_MAX, connect_dealer
-from coordinator import admin as admin_module
+from coordinator import requests as requests_module
 from coordinator import service as service_module
 from coordinator.core import CoordinatorCore
 from coordinator.events import DurableState
@@ -346,7 +346,7 @@ async def test_without_state_file_and_database_nothing_is_assigned(served, tmp_p
     await until(answered)
     beat = supervisor.heard[0]
     assert (beat.phase, beat.database_up) == ("loading", False)
-    monkeypatch.setattr(admin_module, "STARTING_S", 0.1)
+    monkeypatch.setattr(requests_module, "STARTING_S", 0.1)
     async with aiohttp.ClientSession() as http:
         for path in ("/readyz", "/status", "/metrics"):
             async with http.get(f"http://{it.settings.http}{path}") as answer:

@@ -62,7 +62,7 @@ def test_every_command_and_each_of_its_options_is_named(path):
 def test_every_option_has_a_row_with_its_flag_variables_key_and_default(option):
     row = row_of(README, f"`{option.flag}`", *(f"`{variable}`" for variable in option.variables), f"`{option.name}`")
     default = row[3].strip("`")
-    if option.kind in ("path", "database_url", "endpoint", "switch"):
+    if option.kind in ("path", "file", "database_url", "endpoint", "switch"):
         assert default
     else:
         made = config.load({option.name: default}, {})

@@ -164,6 +164,7 @@ SLEEPS = {
     "tests/truth/phases.py": "plays slow servers",
     "tests/bench/million.py": "measures over a given time",
     "tests/bench/engine.py": "measures over a given time",
+    "tests/bench/api.py": "measures over a given time",
 }
 
 

@@ -22,7 +22,7 @@ from cluster.supervisor.lock import (
     supervisor_lock,
 )
 
-HOLDER = LockHolder(pid=4711, started_at="now", http="127.0.0.1:8700", embedded=True)
+HOLDER = LockHolder(pid=4711, started_at="now", http="http://127.0.0.1:8700", embedded=True)
 
 
 def test_the_lock_is_held_told_and_leaves_nothing(data_dir):

@@ -116,7 +116,12 @@ async def test_retention(store, tables, monkeypatch):
         "INSERT INTO state_changes (project_id, changed_at, state, began_at, polls) "
         "SELECT 1, now() - days * interval '1 day', 'down', now(), 1 FROM unnest(ARRAY[0, 30]) AS days"
     )
+    await tables.conn.execute(
+        "INSERT INTO audit_log (at, actor, action, subject) SELECT now() - days * interval '1 day', 'local', "
+        "'project.create', days::text FROM unnest(ARRAY[399, 401]) AS days"
+    )
     await maintain(store, retention_days=2)
+    assert await tables.conn.fetchval("SELECT array_agg(subject) FROM audit_log") == ["399"]  # has a rule of its own
     assert await tables.conn.fetchval("SELECT count(*) FROM state_changes") == 1
     assert await partitions.existing(tables.conn) == [TODAY - 2, TODAY, TODAY + 1, TODAY + 2, TODAY + 3]
     assert [project_id for project_id, _ in await tables.results()] == [2]
