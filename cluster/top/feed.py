@@ -1,6 +1,6 @@
 """Where ``cluster top`` gets what it shows: the admin socket each second, the database each two, in a thread each.
 
-The view never waits for either: it draws the newest :class:`Snapshot`.  What is away is said, asked again, and shown as
+The view never waits for either: it draws the newest :class:`TopFacts`.  What is away is said, asked again, and shown as
 it was; a connection that failed is made anew.  Nothing is changed and no server is started.
 
 A database of many projects is not read whole: those that are down or have failed last, and of the others
@@ -51,7 +51,7 @@ class Detail(msgspec.Struct, frozen=True, kw_only=True):
     missed: Sequence[Mapping[str, Any]] = ()
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+class TopFacts(msgspec.Struct, frozen=True, kw_only=True):
     """``*_why``: what is in the way, "" while it answers; what was known before is kept."""
 
     status: Mapping[str, Any] | None = None
@@ -73,7 +73,7 @@ class Feed:
         self._settings = settings
         self._changed = changed
         self._lock = threading.Lock()
-        self._snapshot = Snapshot()
+        self._snapshot = TopFacts()
         self._stop = threading.Event()
         self._look_now = threading.Event()
         self._wanted: int | None = None
@@ -96,7 +96,7 @@ class Feed:
                 each.join(JOIN_S)
 
     @property
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TopFacts:
         with self._lock:
             return self._snapshot
 

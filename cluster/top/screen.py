@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cluster.amounts import duration, size
 from cluster.masking import masked_url
-from cluster.top.feed import Detail, Snapshot
+from cluster.top.feed import Detail, TopFacts
 from cluster.top.state import (
     GAP,
     PANES,
@@ -53,7 +53,7 @@ HELP = (
 )
 
 
-def rows_in_view(view: ViewState, known: Snapshot) -> list[Row]:
+def rows_in_view(view: ViewState, known: TopFacts) -> list[Row]:
     """Of the list that keys move in: sorted and filtered."""
     drill = view.drills[-1] if view.drills else None
     if drill is None:
@@ -68,12 +68,12 @@ def rows_in_view(view: ViewState, known: Snapshot) -> list[Row]:
     return arranged(result_rows(detail.results), view.list) if detail is not None else []
 
 
-def page_rows(view: ViewState, known: Snapshot, width: int, height: int) -> int:
+def page_rows(view: ViewState, known: TopFacts, width: int, height: int) -> int:
     """How many rows the list has room for."""
     return max(0, height - len(_above(view, known, width, 0.0)) - 2)
 
 
-def draw(view: ViewState, known: Snapshot, *, width: int, height: int, now: float) -> list[Text]:
+def draw(view: ViewState, known: TopFacts, *, width: int, height: int, now: float) -> list[Text]:
     """``now``: monotonic, for how long nothing was heard."""
     if width < WIDTH_MIN or height < HEIGHT_MIN:
         return _fitted([Text("too small: make it larger, or q")], width, height)
@@ -105,14 +105,14 @@ def ansi_of(console: Console, lines: Sequence[Text]) -> list[str]:
 # ---- what stands above the list -------------------------------------------------------------------------------------
 
 
-def _above(view: ViewState, known: Snapshot, width: int, now: float) -> list[Text]:
+def _above(view: ViewState, known: TopFacts, width: int, now: float) -> list[Text]:
     lines = [*_head(known, width, now), _tabs(view, known)]
     if view.drills:
         lines += _drilled(view.drills[-1], view, known, width)
     return lines
 
 
-def _head(known: Snapshot, width: int, now: float) -> list[Text]:
+def _head(known: TopFacts, width: int, now: float) -> list[Text]:
     status = known.status or {}
     health = str(status.get("health", "unknown"))
     late = status.get("lateness_ms") or {}
@@ -148,7 +148,7 @@ def _head(known: Snapshot, width: int, now: float) -> list[Text]:
     return lines
 
 
-def _tabs(view: ViewState, known: Snapshot) -> Text:
+def _tabs(view: ViewState, known: TopFacts) -> Text:
     counts = {
         "workers": len((known.status or {}).get("workers") or []),
         "projects": len(known.projects),
@@ -165,13 +165,13 @@ def _tabs(view: ViewState, known: Snapshot) -> Text:
     return line
 
 
-def _drilled(drill: Drill, view: ViewState, known: Snapshot, width: int) -> list[Text]:
+def _drilled(drill: Drill, view: ViewState, known: TopFacts, width: int) -> list[Text]:
     if drill.kind == "worker":
         return _worker_lines(drill.key, known, width)
     return _project_lines(_detail_of(view, known), drill, width)
 
 
-def _worker_lines(name: str, known: Snapshot, width: int) -> list[Text]:
+def _worker_lines(name: str, known: TopFacts, width: int) -> list[Text]:
     worker = next((each for each in (known.status or {}).get("workers") or [] if each.get("name") == name), None)
     if worker is None:
         return [Text(f"worker {printable(name)} is gone", "bold yellow")]
@@ -249,7 +249,7 @@ def _project_lines(detail: Detail | None, drill: Drill, width: int) -> list[Text
     return lines
 
 
-def _detail_of(view: ViewState, known: Snapshot) -> Detail | None:
+def _detail_of(view: ViewState, known: TopFacts) -> Detail | None:
     detail = known.detail
     return detail if detail is not None and detail.project_id == view.project_id else None
 
@@ -301,7 +301,7 @@ def _shown(column: Column, value: Value) -> str:
             return str(value)
 
 
-def _nothing(view: ViewState, known: Snapshot) -> str:
+def _nothing(view: ViewState, known: TopFacts) -> str:
     if view.list.filter or (view.failing_only and view.list_name in {"projects", "worker"}):
         return "nothing passes the filter"
     if view.list_name == "workers":

@@ -1,6 +1,6 @@
 """What a feed would know of a small cluster, and rows as the database gives them."""
 
-from cluster.top.feed import Detail, Snapshot
+from cluster.top.feed import Detail, TopFacts
 
 
 def worker(number, **changes):
@@ -81,4 +81,4 @@ def snapshot(**changes):
         "changes": [change(2), change(1, "up")],
         "database_why": "",
     }
-    return Snapshot(**(fields | changes))
+    return TopFacts(**(fields | changes))
