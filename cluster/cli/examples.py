@@ -125,7 +125,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cluster token create --name deploy --scope write --expires 30d",
     ),
     "cluster token list": ("cluster token list", "cluster token list --json"),
-    "cluster token revoke": ("cluster token revoke 3",),
+    "cluster token revoke": ("cluster token revoke deploy",),
     "cluster user": ("cluster user add ann --scope write",),
     "cluster user add": (
         "cluster user add ann --scope admin          # asks for the password",

@@ -426,6 +426,38 @@ CATALOGUE: dict[str, tuple[Level, str, str, str]] = {
         "{path}/wal",
         "see why results don't land (`cluster status`: writer, database); raise --wal-limit if there is room",
     ),
+    "http_access.ok": ("ok", "{count:,} tokens and users may log in", "{address}", ""),
+    "http_access.nobody": (
+        "problem",
+        "--http lets others in, and there is neither a valid token nor a user: nobody gets in",
+        "{address}",
+        "cluster token create --name NAME --scope admin, or cluster user add NAME --scope admin",
+    ),
+    "http_tls.ok": ("ok", "the certificate and its key fit{note}", "--http-cert {certificate}", ""),
+    "http_tls.unusable": (
+        "problem",
+        "{why}",
+        "--http-cert {certificate}",
+        "give the chain and its unencrypted private key, both in PEM and readable for the coordinator's user",
+    ),
+    "http_tls.expired": (
+        "problem",
+        "the certificate has expired",
+        "--http-cert {certificate}",
+        "renew it; the files are read again within seconds, without a restart",
+    ),
+    "http_tls.expires": (
+        "warning",
+        "the certificate expires in {days:.0f} days",
+        "--http-cert {certificate}",
+        "renew it; the files are read again within seconds, without a restart",
+    ),
+    "http_tls.open_key": (
+        "warning",
+        "others may read the key (mode {mode})",
+        "--http-key {key}",
+        "chmod go-rwx {key}",
+    ),
     "secrets.ok": ("ok", "only their owner can read them", "{path}", ""),
     "secrets.missing": (
         "problem",

@@ -90,6 +90,7 @@ class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     autovacuum: bool = True
     most_dead: TableFacts | None = None
     oldest_transaction_s: float | None = None  # of others, open
+    credentials: int | None = None  # tokens that are valid, and users
     projects: int = 0
     polls_per_s: float = 0.0
     response_s: float | None = None  # mean of the newest results of some projects
@@ -139,6 +140,16 @@ class SecretFacts(msgspec.Struct, frozen=True, kw_only=True):
     unreadable_files: list[str] = []
 
 
+class HttpTlsFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """``why``: the files can't be used."""
+
+    certificate: str
+    key: str
+    why: str = ""
+    valid_s: float | None = None  # for how long still; below 0: it has expired
+    key_mode: int = 0
+
+
 class ConfiguredFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is configured and other facts are held against."""
 
@@ -148,6 +159,7 @@ class ConfiguredFacts(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: int
     wal_limit_bytes: int
     wal_free_floor_bytes: int
+    http_is_local: bool = True  # then nobody has to log in
 
 
 class DoctorFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,4 +175,5 @@ class DoctorFacts(msgspec.Struct, frozen=True, kw_only=True):
     plan: CapacityPlan | None = None  # for the projects of the database
     cluster: ClusterFacts | None = None
     secrets: SecretFacts | None = None  # None also where no directory is configured
+    http_tls: HttpTlsFacts | None = None  # None also where HTTP has no TLS
     unanswered: dict[str, str] = {}  # checks that gave no facts, and why

@@ -31,6 +31,7 @@ import uvloop
 
 import cluster
 from cluster import config, database, sockets
+from cluster.access.server_tls import server_certificate
 from cluster.admin_client import AdminClient
 from cluster.bounded import Question, resolve_host
 from cluster.capacity import CapacityPlan, ProjectGroup, make_plan
@@ -43,6 +44,7 @@ from cluster.doctor.facts import (
     DirectoryFacts,
     DoctorFacts,
     HttpPortFacts,
+    HttpTlsFacts,
     KernelFacts,
     LimitFacts,
     PackageFacts,
@@ -87,6 +89,8 @@ def gather(settings: Settings) -> DoctorFacts:
     }
     if settings.secrets_dir is not None:
         checks["secrets"] = lambda: secret_facts(settings.secrets_dir or Path())
+    if settings.http_cert is not None or settings.http_key is not None:
+        checks["http_tls"] = lambda: http_tls_facts(settings)
     questions = {name: Question(check) for name, check in checks.items()}
     deadline = time.monotonic() + CHECK_S
     answers: dict[str, Any] = {}
@@ -116,6 +120,7 @@ def gather(settings: Settings) -> DoctorFacts:
 def configured_facts(settings: Settings) -> ConfiguredFacts:
     return ConfiguredFacts(
         version=cluster.__version__,
+        http_is_local=config.serves_this_machine_only(settings),
         **{
             name: getattr(settings, name)
             for name in msgspec.structs.asdict(settings)
@@ -398,6 +403,22 @@ def secret_facts(path: Path) -> SecretFacts:
     )
 
 
+def http_tls_facts(settings: Settings) -> HttpTlsFacts:
+    from cryptography import x509  # noqa: PLC0415 - few have a certificate here
+
+    cert, key = settings.http_cert, settings.http_key
+    said: dict[str, Any] = {"certificate": str(cert or "(none)"), "key": str(key or "(none)")}
+    try:
+        server_certificate(settings)
+        assert cert is not None
+        assert key is not None
+        until = x509.load_pem_x509_certificates(cert.read_bytes())[0].not_valid_after_utc
+        mode = key.stat().st_mode
+    except (ClusterError, OSError, ValueError) as error:
+        return HttpTlsFacts(**said, why=str(error))
+    return HttpTlsFacts(**said, valid_s=(until - datetime.now(UTC)).total_seconds(), key_mode=mode & 0o7777)
+
+
 # ---- the database ---------------------------------------------------------------------------------------------------
 
 
@@ -505,6 +526,13 @@ _RESPONSES = """
 """
 
 
+_CREDENTIALS = """
+    SELECT (SELECT count(*) FROM users)::int + (SELECT count(*) FROM api_tokens
+            WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()))::int
+    WHERE has_table_privilege('users', 'SELECT') AND has_table_privilege('api_tokens', 'SELECT')
+"""
+
+
 async def _ask_clock(conn: database.Connection) -> tuple[ClockFacts, float]:
     """The best of some exchanges, and how long one takes in milliseconds."""
     exchanges = []
@@ -527,6 +555,8 @@ async def _ask_tables(conn: database.Connection) -> dict[str, Any]:
     facts["most_dead"] = None if dead is None else TableFacts(**dead)
     if not any(each.startswith("SELECT") for each in facts["missing_privileges"]):
         facts |= dict(await conn.fetchrow(_PROJECTS) or {})
+        if await conn.fetchval("SELECT to_regclass('api_tokens') IS NOT NULL AND to_regclass('users') IS NOT NULL"):
+            facts["credentials"] = await conn.fetchval(_CREDENTIALS)
         facts["response_s"] = await conn.fetchval(_RESPONSES, SAMPLED_PROJECTS)
     return facts
 

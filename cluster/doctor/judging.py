@@ -20,6 +20,7 @@ from cluster.doctor.facts import (
     DirectoryFacts,
     DoctorFacts,
     HttpPortFacts,
+    HttpTlsFacts,
     KernelFacts,
     LimitFacts,
     ResourceFacts,
@@ -55,6 +56,7 @@ MEMORY_AVAILABLE_MIN = 256 << 20
 INVALID_SHOWN = 5
 NAMES_SHOWN = 5
 WAL_FULL_SHARE = 0.8
+CERTIFICATE_S_MIN = 14 * 86_400.0
 
 
 def judge(facts: DoctorFacts) -> list[Finding]:
@@ -79,6 +81,10 @@ def judge(facts: DoctorFacts) -> list[Finding]:
         found += judge_resources(facts.resources, facts, configured)
     if facts.cluster is not None:
         found += judge_cluster(facts.cluster, facts.directory.path if facts.directory is not None else "", configured)
+    if facts.http_port is not None and facts.database is not None:
+        found += judge_http_access(facts.http_port, facts.database, configured)
+    if facts.http_tls is not None:
+        found += judge_http_tls(facts.http_tls)
     if facts.secrets is not None:
         found += judge_secrets(facts.secrets)
     found += [finding("unanswered.unanswered", check=check, why=why) for check, why in facts.unanswered.items()]
@@ -356,6 +362,28 @@ def judge_cluster(cluster: ClusterFacts, path: str, configured: ConfiguredFacts)
     if cluster.wal_damaged:
         wrong.append(finding("results.wal_damaged", path=path, damaged=cluster.wal_damaged))
     yield from wrong or [finding("results.ok", path=path)]
+
+
+def judge_http_access(port: HttpPortFacts, database: DatabaseFacts, configured: ConfiguredFacts) -> Iterator[Finding]:
+    if not configured.http_is_local and database.credentials is not None:
+        code = "ok" if database.credentials else "nobody"
+        yield finding(f"http_access.{code}", address=f"--http {port.address}", count=database.credentials)
+
+
+def judge_http_tls(tls: HttpTlsFacts) -> Iterator[Finding]:
+    said = {"certificate": tls.certificate, "key": tls.key}
+    if tls.why:
+        yield finding("http_tls.unusable", **said, why=tls.why)
+        return
+    if tls.valid_s is not None and tls.valid_s <= 0:
+        yield finding("http_tls.expired", **said)
+    elif tls.valid_s is not None and tls.valid_s < CERTIFICATE_S_MIN:
+        yield finding("http_tls.expires", **said, days=tls.valid_s / 86_400)
+    else:
+        note = "" if tls.valid_s is None else f", valid for {tls.valid_s / 86_400:.0f} days"
+        yield finding("http_tls.ok", **said, note=note)
+    if tls.key_mode & 0o077:
+        yield finding("http_tls.open_key", **said, mode=f"{tls.key_mode & 0o7777:04o}")
 
 
 def judge_secrets(secrets: SecretFacts) -> Iterator[Finding]:

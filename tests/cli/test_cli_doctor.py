@@ -10,6 +10,7 @@ import time
 
 import asyncpg
 import pytest
+import trustme
 
 from cluster import config, database
 from cluster.bounded import Question, resolve_host
@@ -21,6 +22,7 @@ from cluster.doctor.gathering import (
     directory_facts,
     file_system_in,
     http_port_facts,
+    http_tls_facts,
     limit_facts,
     package_facts,
     plan_facts,
@@ -190,6 +192,28 @@ def test_secrets_that_others_can_read(tmp_path):
     path.chmod(0o777)
     assert secret_facts(path).open_files == ["the directory, and write in it", "open"]
     assert secret_facts(path / "open").state == "not_a_directory"
+
+
+def test_the_certificate_of_the_status_pages(data_dir, tmp_path):
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    key.chmod(0o640)
+    found = http_tls_facts(settings_of(data_dir, http_cert=cert, http_key=key))
+    assert (found.why, found.key_mode) == ("", 0o640)
+    assert found.valid_s > 0
+    assert "HTTPS needs both" in http_tls_facts(settings_of(data_dir, http_cert=cert)).why
+    assert "both in PEM" in http_tls_facts(settings_of(data_dir, http_cert=key, http_key=cert)).why
+    assert "cannot read" in http_tls_facts(settings_of(data_dir, http_cert=tmp_path / "no", http_key=key)).why
+
+
+def test_who_may_log_in_is_counted_where_others_reach_us(cluster, database_url):
+    beyond = ("doctor", "--json", "--database-url", database_url, "--http", "0.0.0.0:1")
+    assert "http_access.nobody" in codes(cluster(*beyond))
+    assert cluster("token", "create", "--name", "ci", "--database-url", database_url).status == 0
+    assert "http_access.ok" in codes(cluster(*beyond))
+    assert not {each for each in codes(cluster(*beyond[:-2])) if each.startswith("http_access")}
 
 
 # ---- the database ---------------------------------------------------------------------------------------------------

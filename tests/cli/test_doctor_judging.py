@@ -13,6 +13,7 @@ from cluster.doctor.facts import (
     DirectoryFacts,
     DoctorFacts,
     HttpPortFacts,
+    HttpTlsFacts,
     KernelFacts,
     LimitFacts,
     PackageFacts,
@@ -29,6 +30,7 @@ PLAN = make_plan(
     MachineFacts(cores=4, memory_bytes=8 * GIB, descriptors=None, disk_free_bytes=None),
     retention_days=90,
 )
+TLS = HttpTlsFacts(certificate="/c.pem", key="/k.pem", valid_s=90 * 86_400.0, key_mode=0o600)
 WELL = DoctorFacts(
     configured=ConfiguredFacts(
         version="0.1.0",
@@ -497,6 +499,41 @@ CASES = [
         "chmod go-rwx /etc/x/secrets /etc/x/secrets/*",
     ),
     (
+        {"configured": {"http_is_local": False}, "database": {"credentials": 3}},
+        "http_access.ok", "ok", "3 tokens and users may log in", "--http 127.0.0.1:8700", "",
+    ),
+    (
+        {"configured": {"http_is_local": False}, "database": {"credentials": 0}},
+        "http_access.nobody", "problem",
+        "--http lets others in, and there is neither a valid token nor a user: nobody gets in",
+        "--http 127.0.0.1:8700",
+        "cluster token create --name NAME --scope admin, or cluster user add NAME --scope admin",
+    ),
+    (
+        {"http_tls": TLS}, "http_tls.ok", "ok", "the certificate and its key fit, valid for 90 days",
+        "--http-cert /c.pem", "",
+    ),
+    (
+        {"http_tls": msgspec.structs.replace(TLS, why="cannot read it")},
+        "http_tls.unusable", "problem", "cannot read it", "--http-cert /c.pem",
+        "give the chain and its unencrypted private key, both in PEM and readable for the coordinator's user",
+    ),
+    (
+        {"http_tls": msgspec.structs.replace(TLS, valid_s=-1.0)},
+        "http_tls.expired", "problem", "the certificate has expired", "--http-cert /c.pem",
+        "renew it; the files are read again within seconds, without a restart",
+    ),
+    (
+        {"http_tls": msgspec.structs.replace(TLS, valid_s=5 * 86_400.0)},
+        "http_tls.expires", "warning", "the certificate expires in 5 days", "--http-cert /c.pem",
+        "renew it; the files are read again within seconds, without a restart",
+    ),
+    (
+        {"http_tls": msgspec.structs.replace(TLS, key_mode=0o644)},
+        "http_tls.open_key", "warning", "others may read the key (mode 0644)", "--http-key /k.pem",
+        "chmod go-rwx /k.pem",
+    ),
+    (
         {"unanswered": {"directory": "no answer within 15 s"}},
         "unanswered.unanswered", "warning", "nothing is known of it: no answer within 15 s", "directory",
         "run this as the user of the cluster, and look at what it hangs on (df, the name server, dmesg)",
@@ -529,7 +566,7 @@ def test_a_finding_takes_the_place_of_what_is_well():
         if level == "ok" or code in ("unanswered.unanswered", "tables.old_transaction", "tables.vacuum_late",
                                      "tables.no_autovacuum", "tables.disk_of_embedded", "disk_space.inodes",
                                      "open_files.system", "memory.swapping", "cluster.other_version",
-                                     "capacity.more_workers_than_cores"):  # fmt: skip
+                                     "capacity.more_workers_than_cores", "http_tls.open_key"):  # fmt: skip
             continue
         codes = {each.code for each in judge(facts(**changes))}
         assert code.split(".")[0] + ".ok" not in codes, code
