@@ -120,7 +120,7 @@ _MODULES = (
         {
             "migrate": "Bring the database's tables to this version of the program.",
             "audit": "Check that every tick that was due was polled or counted missed; exit status...",
-            "results": "Show the newest results of a project.",
+            "results": "Show the newest results of a project, or write them to standard output or a...",
             "changes": "Show when projects went down or came up, the newest first; of all projects,...",
         },
     ),
