@@ -141,6 +141,7 @@ class CoordinatorCore:
             case LoadProgressed(loaded, total):
                 self._loaded, self._total = loaded, total
             case LoadFinished():
+                self._total = self._loaded if self._total is None else self._total  # an empty table, or a project file
                 effects += self._on_load_finished(now_ms)
             case DatabaseStateChanged(up):
                 if up != self._database_up:

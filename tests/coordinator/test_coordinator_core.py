@@ -812,3 +812,14 @@ def test_a_snapshot_whose_messages_fill_up_within_a_partition_keeps_to_the_windo
     assert len(worker.inbox) <= WINDOW
     stage.obey()
     stage.assert_whole()
+
+
+# ---- what the status says of the load ---------------------------------------------------------------------------------
+
+
+def test_how_many_projects_there_were_is_known_when_they_are_loaded():
+    """Also of an empty table, of which no progress is told."""
+    stage = Stage()
+    assert stage.core.view(stage.now).projects_total is None
+    stage.load()
+    assert stage.core.view(stage.now).projects_total == 0
