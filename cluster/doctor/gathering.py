@@ -184,7 +184,7 @@ def _numbers_in(name: str) -> list[int]:
 
 def http_port_facts(settings: Settings) -> HttpPortFacts:
     holder = find_holder(settings.run_dir)
-    address = holder.http if holder is not None and holder.http else settings.http
+    address = holder.http.rpartition("://")[2] if holder is not None and holder.http else settings.http
     host, port = config.split_address(address)
     why = ""
     try:

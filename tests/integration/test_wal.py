@@ -336,7 +336,7 @@ def test_polling_goes_on_in_flat_memory_and_new_results_do_not_wait_for_old_ones
     with Fresh(database_url, tags, backlog) as fresh:
         wait_until(lambda: fresh.seen and fresh.seen[-1][1] == BACKLOG_BATCHES, "the backlog to drain", 60)
     ages = [age for age, seq in fresh.seen if BACKLOG_BATCHES / 10 < seq < BACKLOG_BATCHES]
-    assert len(ages) > 5, "there was no backlog"
+    assert len(ages) > 2, "there was no backlog"
     assert max(ages) <= FRESH_S + target.stall_s(began), fresh.seen
     assert max(psutil.Process(pid).memory_info().rss - before[name] for name, pid in staying.items()) <= RSS_GROWTH_MAX
     polled_again(target, tags, time.time(), 2)

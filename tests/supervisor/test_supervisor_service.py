@@ -23,7 +23,7 @@ def test_up_and_down(make_cluster):
     cluster = make_cluster().up().wait_until_up()
     holder = find_holder(cluster.data_dir / "run")
     assert holder.pid == cluster.process.pid
-    assert holder.http == cluster.environ["CLUSTER_HTTP"]
+    assert holder.http == f"http://{cluster.environ['CLUSTER_HTTP']}"
     assert sorted(cluster.running()) == ["coordinator", "worker-1", "worker-2", "writer"]
     hello = cluster.wait(lambda: cluster.heard("supervisor_hello"), "a hello")[-1]
     assert sorted(each[0] for each in hello["alive"]) == ["worker-1", "worker-2", "writer"]
