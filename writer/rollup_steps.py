@@ -179,7 +179,14 @@ def _partition(day: datetime) -> str:
     return name_of((day.date() - EPOCH).days)
 
 
-# Hours are added to, or replaced, whichever ``change`` says; minutes are whole, so they are as they are found.
+# Whether an hour with so many polls, as far as it is within the stretch, is kept by minute, too.
+_IS_BY_MINUTE = (
+    "{hour} >= $7 AND 2 * {polls} >= "
+    "3 * extract(epoch FROM least({hour} + interval '1 hour', $6) - greatest({hour}, $5)) / 60"
+)
+
+# Hours are added to, or replaced, whichever ``change`` says; minutes are whole, so they are as they are found.  Minutes
+# are not joined to their hours: of what a CTE returns the planner expects one row, and would loop over both.
 _ROLL = """
     WITH minutes AS MATERIALIZED (
         SELECT r.project_id, {minute} AS at, {figures}
@@ -191,15 +198,11 @@ _ROLL = """
         {weights}
         GROUP BY 1, 2
     ), hours AS MATERIALIZED (
-        SELECT project_id, {hour} AS at, {merged},
-               {hour} >= $7 AND 2 * sum(polls) >= 3 * extract(epoch FROM
-                   least({hour} + interval '1 hour', $6) - greatest({hour}, $5)) / 60 AS by_minute
-        FROM minutes GROUP BY 1, 2
+        SELECT project_id, {hour} AS at, {merged}, {hour_by_minute} AS by_minute FROM minutes GROUP BY 1, 2
     ), put_minutes AS (
         INSERT INTO rollup_minutes (at, project_id, {into})
-        SELECT m.at, m.project_id, {of_minutes}
-        FROM minutes m JOIN hours h ON h.project_id = m.project_id AND h.at = {hour_of_m}
-        WHERE h.by_minute
+        SELECT at, project_id, {into}
+        FROM (SELECT *, {minutes_by_minute} AS by_minute FROM minutes) m WHERE by_minute
         ON CONFLICT (at, project_id) DO UPDATE SET {replaced}
     ), put_hours AS (
         INSERT INTO rollup_hours AS o (at, project_id, by_minute, {into})
@@ -217,17 +220,18 @@ _ROLL = """
 async def _roll(conn: Connection, keys: Sequence[Key], progress: Progress, change: str) -> int:
     """Roll up the polls of projects and stretches within one day into minutes and hours, added also into days."""
     adding = change is _ADDED
+    hour = begin_of("hour", "at")
     statement = _ROLL.format(
         minute=begin_of("minute", "r.scheduled_at"),
-        hour=begin_of("hour", "at"),
-        hour_of_m=begin_of("hour", "m.at"),
+        hour=hour,
+        hour_by_minute=_IS_BY_MINUTE.format(hour=hour, polls="sum(polls)"),
+        minutes_by_minute=_IS_BY_MINUTE.format(hour=hour, polls=f"sum(polls) OVER (PARTITION BY project_id, {hour})"),
         day=begin_of("day", "at"),
         figures=FIGURES,
         merged=MERGED,
         weights=weights_of("$4::float8[]"),
         part=_partition(keys[0][1]),
         into=_INTO,
-        of_minutes=", ".join(f"m.{name}" for name in COLUMNS),
         replaced=_REPLACED,
         change=change,
         by_minute="o.by_minute AND excluded.by_minute" if adding else "excluded.by_minute",
