@@ -67,9 +67,17 @@ class Call(msgspec.Struct, frozen=True):
 
 Endpoint: TypeAlias = Callable[[Call], Awaitable[web.StreamResponse]]
 
-__all__ = ["Backend", "Call", "Endpoint", "iso_ms", "to_json"]
+__all__ = ["Backend", "Call", "Endpoint", "iso_ms", "rounded_ms", "to_json"]
 
 
 def iso_ms(instant: datetime | None) -> str | None:
     """As the API writes instants: ISO 8601, UTC, milliseconds, Z.  ``instant`` is in UTC."""
     return None if instant is None else instant.isoformat(timespec="milliseconds")[:23] + "Z"
+
+
+def rounded_ms(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Durations to the microsecond: a column of type real has no more, and would be shown with 17 digits."""
+    return {
+        name: round(value, 3) if name.endswith("_ms") and type(value) is float else value
+        for name, value in found.items()
+    }

@@ -14,7 +14,7 @@ from cluster import history
 from cluster.database import Connection
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.masking import masked_url
-from coordinator.web.call import Call, iso_ms
+from coordinator.web.call import Call, iso_ms, rounded_ms
 from coordinator.web.history_maps import period_s, summary_map
 from coordinator.web.paging import instant_of_us, microseconds_of, read_cursor, write_cursor
 from coordinator.web.pool import ApiPool
@@ -196,17 +196,19 @@ async def get_overview(call: Call) -> web.StreamResponse:
         standing = standings.get(row.id)
         if standing is not None:  # it was deleted meanwhile
             items.append(
-                {
-                    "id": row.id,
-                    "name": standing["name"],
-                    "state": standing["shown_state"],
-                    "uptime": row.uptime,
-                    "polls": row.polls,
-                    "failures": row.failure,
-                    "p50_ms": row.p50_ms,
-                    "p95_ms": row.p95_ms,
-                    "p99_ms": row.p99_ms,
-                }
+                rounded_ms(
+                    {
+                        "id": row.id,
+                        "name": standing["name"],
+                        "state": standing["shown_state"],
+                        "uptime": row.uptime,
+                        "polls": row.polls,
+                        "failures": row.failure,
+                        "p50_ms": row.p50_ms,
+                        "p95_ms": row.p95_ms,
+                        "p99_ms": row.p99_ms,
+                    }
+                )
             )
     return _page(items, IdPlace(rows[-1].id) if len(rows) == query.limit else None)
 
@@ -232,7 +234,7 @@ def _page(items: list[dict[str, Any]], place: msgspec.Struct | None) -> web.Stre
 
 
 def _shown(row: Any, *instants: str) -> dict[str, Any]:
-    return {**row, **{name: iso_ms(row[name]) for name in instants}}
+    return rounded_ms(row) | {name: iso_ms(row[name]) for name in instants}
 
 
 async def _expect_project(connection: Connection, project_id: int) -> None:

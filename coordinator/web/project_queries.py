@@ -16,7 +16,7 @@ from cluster.database import Connection
 from cluster.masking import masked_project
 from cluster.project import FIELD_NAMES
 from coordinator.project_requests import readable_fields
-from coordinator.web.call import iso_ms
+from coordinator.web.call import iso_ms, rounded_ms
 from coordinator.web.paging import bad_cursor, instant_of_us, microseconds_of
 from coordinator.web.shapes import ProjectNumber, ProjectsQuery
 
@@ -176,7 +176,8 @@ def project_map(row: Any, reasons: dict[int, str], *, reveal: bool = False) -> d
         "invalid_reason": reasons.get(row["id"]) if enabled else None,
         "last_result": None
         if row["last_polled_at"] is None
-        else {name: row[f"last_{name}"] for name in _LAST_NAMES} | {"polled_at": iso_ms(row["last_polled_at"])},
+        else rounded_ms({name: row[f"last_{name}"] for name in _LAST_NAMES})
+        | {"polled_at": iso_ms(row["last_polled_at"])},
     }
 
 

@@ -70,6 +70,20 @@ async def test_results(api, past):
     problem(await api.get("/projects/9/results"), 404, "unknown_project")
 
 
+async def test_durations_have_the_digits_they_mean(api, past, sql):
+    """A real of the table is 11.3367 to people, and 11.336705207824707 to a double."""
+    await sql.execute("UPDATE poll_results SET response_time_ms = 11.3367052, first_byte_ms = 2.0000001")
+    item = (await api.get("/projects/1/results?limit=1")).body["items"][0]
+    assert (item["response_time_ms"], item["first_byte_ms"], item["dns_ms"]) == (11.337, 2.0, None)
+    assert (await api.get("/projects/1")).body["last_result"]["response_time_ms"] == 11.337
+    summary = (await api.get("/projects/1/summary?period=24h")).body
+    assert (summary["p50_ms"], summary["min_ms"], summary["mean_ms"]) == (11.337, 11.337, 11.337)
+    assert {bucket["p99_ms"] for bucket in summary["buckets"]} <= {11.337, None}
+    assert (await api.get("/overview?period=24h")).body["items"][0]["p50_ms"] == 11.337
+    listed = (await api.get("/projects?summary=24h&limit=1")).body["items"][0]["summary"]
+    assert {p50 for _, _, p50 in listed["bars"]} == {11.337, None}
+
+
 async def test_missed(api, past):
     items = await every(api, "/projects/1/missed")
     assert len(items) == 30
