@@ -44,22 +44,27 @@ def decode_path(types: Mapping[str, Any], request: web.Request) -> dict[str, Any
     return values
 
 
-async def read_json(request: web.Request) -> Any:
-    """The body, decoded: at most BODY_BYTES_MAX, within BODY_S, and said to be JSON."""
+async def read_json(request: web.Request, bytes_max: int) -> Any:
+    """The body, decoded: at most so many bytes, within BODY_S, and said to be JSON."""
     if request.content_type != "application/json":
         raise ProblemError("unsupported_media_type", "send the body as Content-Type: application/json")
     if (request.charset or "utf-8").lower() not in {"utf-8", "utf8", "us-ascii"}:
         raise ProblemError("unsupported_media_type", "JSON is UTF-8; leave the charset out")
-    if (request.content_length or 0) > BODY_BYTES_MAX:
-        raise _too_large()
+    if (request.content_length or 0) > bytes_max:
+        raise _too_large(bytes_max)
+    raw = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
-            raw = await request.read()
+            async for chunk in request.content.iter_any():
+                raw += chunk
+                if len(raw) > bytes_max:
+                    raise _too_large(bytes_max)
     except TimeoutError:
         text = f"the body did not arrive within {BODY_S:g} s"
         raise ProblemError("request_timeout", text, headers={"Connection": "close"}) from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large() from None
+    except (ConnectionError, web.RequestPayloadError) as error:
+        text = "the body ends too early, or its chunks are none"
+        raise ProblemError("malformed", text, headers={"Connection": "close"}) from error
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -143,5 +148,5 @@ def _shown(name: str) -> str:
     return ascii(name)[1:-1][:NAME_SHOWN_CHARS]
 
 
-def _too_large() -> ProblemError:
-    return ProblemError("too_large", f"the body is larger than {BODY_BYTES_MAX} bytes", headers={"Connection": "close"})
+def _too_large(bytes_max: int) -> ProblemError:
+    return ProblemError("too_large", f"the body is larger than {bytes_max} bytes", headers={"Connection": "close"})

@@ -33,6 +33,7 @@ KEEP_ALIVE_S = 30.0
 NOT_A_WORD = "{id:(?!bulk$)[^{}/]+}"  # so that PATCH of /projects/bulk is told what is possible there
 CLOSE_S = 1.0
 REQUESTS_MAX = 512
+STRANGERS_BODY_BYTES_MAX = 64 << 10  # of who has not said yet who they are
 
 
 class WebServer:
@@ -133,15 +134,17 @@ class WebServer:
                 query = decode_query(route.query, request)
             elif is_api:
                 decode_query(NoQuery, request)
-            body = None
-            if route.body is not None:
-                body = await read_json(request)
-                if not route.body_as_map:
-                    body = decode_body(route.body, body)
             if self._in_progress >= REQUESTS_MAX:
                 raise ProblemError("busy", f"{REQUESTS_MAX} requests are in progress; try again")
-            self._in_progress += 1
+            self._in_progress += 1  # from before its body is in memory
             try:
+                body = None
+                if route.body is not None:
+                    body = await read_json(
+                        request, STRANGERS_BODY_BYTES_MAX if route.scope == "none" else BODY_BYTES_MAX
+                    )
+                    if not route.body_as_map:
+                        body = decode_body(route.body, body)
                 return await route.handler(Call(request, self._backend, path, query, body))
             finally:
                 self._in_progress -= 1

@@ -235,6 +235,12 @@ async def test_bad_bodies(api, sql):
     assert await sql.fetchval("SELECT count(*) FROM projects") == 0
 
 
+async def test_strangers_have_little_room(api):
+    """Who logs in has not said yet who they are."""
+    body = {"user": "ann", "password": "x" * (64 << 10)}
+    problem(await api.post("/session", body), 413, "too_large")
+
+
 async def test_a_body_that_is_too_large_and_comes_in_chunks(api):
     async def chunks():
         for _ in range(9 * 16):
@@ -242,6 +248,30 @@ async def test_a_body_that_is_too_large_and_comes_in_chunks(api):
 
     answer = await api("POST", "/projects", data=chunks(), headers={"Content-Type": "application/json"})
     problem(answer, 413, "too_large")
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_who_leaves_in_the_middle_of_a_body_is_no_bug_of_ours(coordinator, caplog, reset):
+    server = coordinator.service.server
+    _, writer = await _begin_post(coordinator, b"Content-Length: 100\r\n\r\n{")
+    await until(lambda: server._in_progress == 1)
+    writer.transport.abort() if reset else writer.close()
+    await until(lambda: server._in_progress == 0)
+    assert [record.message for record in caplog.records if record.name == "coordinator.web"] == []
+
+
+async def test_chunks_that_are_none_are_refused(coordinator, caplog):
+    reader, writer = await _begin_post(coordinator, b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nzz\r\n")
+    assert (await reader.readline()).split()[1] == b"400"
+    writer.close()
+    assert [record.message for record in caplog.records if record.name == "coordinator.web"] == []
+
+
+async def _begin_post(coordinator, rest):
+    reader, writer = await asyncio.open_connection(*coordinator.settings.http.split(":"))
+    writer.write(b"POST /api/v1/projects HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + rest)
+    await writer.drain()
+    return reader, writer
 
 
 # ---- edits that meet --------------------------------------------------------------------------------------------
