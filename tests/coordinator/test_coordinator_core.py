@@ -814,7 +814,7 @@ def test_a_snapshot_whose_messages_fill_up_within_a_partition_keeps_to_the_windo
     stage.assert_whole()
 
 
-# ---- what the status says of the load ---------------------------------------------------------------------------------
+# ---- what the status says of the load --------------------------------------------------------------------------------
 
 
 def test_how_many_projects_there_were_is_known_when_they_are_loaded():
