@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -490,21 +490,21 @@ def _path(text: str) -> Path | None:
 
 
 def _is_database_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        _ = parts.port  # raises when it isn't a number
-    except ValueError:
-        return False
-    return parts.scheme in {"postgresql", "postgres"} and text.isprintable() and " " not in text
+    return _url_parts(text, "postgresql", "postgres") is not None
 
 
 def _is_http_url(text: str) -> bool:
+    parts = _url_parts(text, "http", "https")
+    return parts is not None and bool(parts.hostname)
+
+
+def _url_parts(text: str, *schemes: str) -> SplitResult | None:
     try:
         parts = urlsplit(text)
         _ = parts.port  # raises when it isn't a number
     except ValueError:
-        return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and text.isprintable() and " " not in text
+        return None
+    return parts if parts.scheme in schemes and text.isprintable() and " " not in text else None
 
 
 def _is_address(text: str) -> bool:

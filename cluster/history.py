@@ -60,8 +60,8 @@ class Bucket(msgspec.Struct, frozen=True):
     p99_ms: float | None
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """Of one project.  ``buckets``: those with polls or missed ticks, oldest first."""
+class RangeSummary(msgspec.Struct, frozen=True):
+    """What the polls of one project in a range say."""
 
     since: datetime
     until: datetime
@@ -78,30 +78,20 @@ class Summary(msgspec.Struct, frozen=True):
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+
+
+class Summary(RangeSummary, frozen=True):
+    """Of one project.  ``buckets``: those with polls or missed ticks, oldest first."""
+
     buckets: list[Bucket]
 
 
 Bar = tuple[int, int, float | None]  # polls, failures, p50_ms
 
 
-class ListSummary(msgspec.Struct, frozen=True):
+class ListSummary(RangeSummary, frozen=True):
     """Of one project among many.  ``bars``: equal parts of the range, the last may be shorter; oldest first."""
 
-    since: datetime
-    until: datetime
-    resolution: Resolution
-    polls: int
-    success: int
-    failure: int
-    unknown: int
-    missed: int
-    uptime: float | None
-    mean_ms: float | None
-    min_ms: float | None
-    max_ms: float | None
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
     bars: list[Bar]
 
 

@@ -14,7 +14,7 @@ from cluster.assertions import validate_assertions
 from cluster.errors import InvalidInputError
 from cluster.interchange.go_durations import duration_ms
 from cluster.interchange.model import EntryBook, FieldNote, literal_value, shown
-from cluster.interchange.status_sets import followed, statuses_of, written_set
+from cluster.interchange.status_sets import expect_statuses, statuses_of
 from cluster.interchange.yaml_text import read_yaml
 
 MAPPED = {
@@ -137,15 +137,15 @@ def _http(http: EntryBook, project: dict[str, Any]) -> bool:
         project["headers"] = {name: literal_value(value or "") for name, value in headers.items()}
     if body := _text(http, "http.body"):
         project["body"] = body
-    follow = not _flag(http, "http.no_follow_redirects", default=False)
-    if not _flag(http, "http.follow_redirects", default=follow):
+    follow = not http.take_flag("http.no_follow_redirects", _FLAGS)
+    if not http.take_flag("http.follow_redirects", _FLAGS, default=follow):
         project["follow_redirects"] = False
     _statuses(http, project)
     _assertions(http, project)
     _tls(http, project)
     _authorization(http, project)
     _connection(http, project)
-    return _flag(http, "http.fail_if_not_ssl", default=False)
+    return http.take_flag("http.fail_if_not_ssl", _FLAGS)
 
 
 def _text(book: EntryBook, field: str) -> str:
@@ -153,16 +153,6 @@ def _text(book: EntryBook, field: str) -> str:
     if value is not None and not isinstance(value, str):
         raise InvalidInputError(f"{field}: must be text")
     return value or ""
-
-
-def _flag(book: EntryBook, field: str, *, default: bool) -> bool:
-    value = book.take(field)
-    if value is None:
-        return default
-    found = _FLAGS.get(str(value).lower())
-    if found is None:
-        raise InvalidInputError(f"{field}: must be true or false, not {shown(value)}")
-    return found
 
 
 def _list(book: EntryBook, field: str) -> list[Any]:
@@ -186,10 +176,7 @@ def _statuses(http: EntryBook, project: dict[str, Any]) -> None:
         http.lost("http.valid_status_codes", f"{sorted(asked - usable)}: no answer ends with these")
     if not usable:
         raise InvalidInputError("http.valid_status_codes: none of them can end an answer")
-    expected, note = followed(usable, project.get("follow_redirects", True))
-    if note is not None:
-        http.approximated("http.valid_status_codes", note)
-    project["expected_status"] = written_set(expected)
+    expect_statuses(http, "http.valid_status_codes", project, usable)
 
 
 def _assertions(http: EntryBook, project: dict[str, Any]) -> None:
@@ -225,7 +212,7 @@ def _tls(http: EntryBook, project: dict[str, Any]) -> None:
     if tls is None:
         return
     place = "http.tls_config"
-    if _flag(tls, f"{place}.insecure_skip_verify", default=False):
+    if tls.take_flag(f"{place}.insecure_skip_verify", _FLAGS):
         project["verify_tls"] = False
     for field, name in (
         ("ca_file", "ca_file"),
@@ -290,7 +277,7 @@ def _connection(http: EntryBook, project: dict[str, Any]) -> None:
     elif proxy:
         http.lost("http.proxy_url", "only a proxy with http:// is used; it is polled directly")
     preferred = _text(http, "http.preferred_ip_protocol") or "ip6"
-    if not _flag(http, "http.ip_protocol_fallback", default=True):
+    if not http.take_flag("http.ip_protocol_fallback", _FLAGS, default=True):
         project["ip_version"] = 4 if preferred == "ip4" else 6
     elif preferred == "ip4":
         http.approximated("http.preferred_ip_protocol", "either is taken; ip_version takes one of them only")

@@ -25,7 +25,7 @@ from cluster.interchange.model import (
     fitting_name,
     shown,
 )
-from cluster.interchange.status_sets import FINAL_STATUSES, followed, statuses_of, written_set
+from cluster.interchange.status_sets import FINAL_STATUSES, expect_statuses, statuses_of
 from cluster.interchange.yaml_text import line_of, read_yaml, written_yaml
 from cluster.project import FIELD_NAMES, ProjectFields, Unit
 from cluster.ticks import UNIT_MS
@@ -376,10 +376,7 @@ def _conditions(book: EntryBook, project: dict[str, Any]) -> None:
         statuses = FINAL_STATUSES
     if not statuses:
         raise InvalidInputError("conditions: no status meets all of those on [STATUS]")
-    expected, note = followed(statuses, project.get("follow_redirects", True))
-    if note is not None:
-        book.approximated("conditions", note)
-    project["expected_status"] = written_set(expected)
+    expect_statuses(book, "conditions", project, statuses)
     if assertions:
         project["assertions"] = assertions
 

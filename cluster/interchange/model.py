@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import xxhash
 
+from cluster.errors import InvalidInputError
 from cluster.project import NAME_CHARS_MAX
 
 SHOWN_CHARS_MAX = 100
@@ -91,6 +92,16 @@ class EntryBook:
             return None
         self._mapped[field] = None
         return self._left.pop(field)
+
+    def take_flag(self, field: str, texts: Mapping[str, bool], *, default: bool = False) -> bool:
+        """``texts``: how the tool writes flags, in lower case.  Raises InvalidInputError."""
+        value = self.take(field)
+        if value is None:
+            return default
+        found = texts.get(str(value).lower())
+        if found is None:
+            raise InvalidInputError(f"{field}: must be true or false, not {shown(value)}")
+        return found
 
     def take_map(self, field: str, problem: str | None = None) -> "EntryBook | None":
         """The book of a map within the entry, whose fields are named ``field.name``; None where there is none."""

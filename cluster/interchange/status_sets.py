@@ -5,6 +5,9 @@ is an expected one; so these statuses are left out of a set that has others, whe
 """
 
 from collections.abc import Iterable
+from typing import Any
+
+from cluster.interchange.model import EntryBook
 
 FINAL_STATUSES = frozenset(range(200, 600))
 STATUSES = FINAL_STATUSES | {101}  # that a poll can end with
@@ -41,7 +44,15 @@ def statuses_of(expected: str) -> frozenset[int]:
     return frozenset(found & STATUSES)
 
 
-def followed(statuses: frozenset[int], follow_redirects: bool) -> tuple[frozenset[int], str | None]:
+def expect_statuses(book: EntryBook, field: str, project: dict[str, Any], statuses: frozenset[int]) -> None:
+    """Write the project's ``expected_status``; ``field`` is where the tool says it, ``follow_redirects`` is known."""
+    expected, note = _followed(statuses, project.get("follow_redirects", True))
+    if note is not None:
+        book.approximated(field, note)
+    project["expected_status"] = written_set(expected)
+
+
+def _followed(statuses: frozenset[int], follow_redirects: bool) -> tuple[frozenset[int], str | None]:
     """The set to expect, and what is not quite the same about it."""
     if not follow_redirects or not statuses & REDIRECTS:
         return statuses, None

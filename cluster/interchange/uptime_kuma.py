@@ -27,7 +27,7 @@ from cluster.interchange.model import (
     literal_value,
     shown,
 )
-from cluster.interchange.status_sets import followed, statuses_of, written_set
+from cluster.interchange.status_sets import expect_statuses, statuses_of, written_set
 from cluster.project import FIELD_NAMES, TIMEOUT_MS_MAX, ProjectFields
 from cluster.ticks import UNIT_MS
 
@@ -178,7 +178,7 @@ _PATH = re.compile(r"\$?\.?([A-Za-z_]\w*|\[\d{1,9}\])((?:\.[A-Za-z_]\w*|\[\d{1,9
 _CONTENT_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded", "xml": "text/xml"}
 _CODES = re.compile(r"\s*(\d{3})\s*(?:-\s*(\d{3})\s*)?")
 _COMPARISONS = frozenset({"==", "!=", "<", "<=", ">", ">=", "contains"})
-_FLAG_TEXTS = {"true": True, "1": True, "false": False, "0": False, "": False}
+_FLAG_TEXTS = {"true": True, "1": True, "false": False, "0": False, "": False}  # 0 and 1: of a database without flags
 _REDIRECTS_MAX = 10
 
 
@@ -231,7 +231,7 @@ def _monitor(
     if not isinstance(kind, str) or kind not in _HTTP_TYPES:
         return book.skip(f"a monitor of type {shown(kind)}: ringpoll polls HTTP only")
     try:
-        if _flag(book, "upsideDown"):
+        if book.take_flag("upsideDown", _FLAG_TEXTS):
             return book.skip("is upside down, a success when it fails; no project is")
         project = _project(book, entry, fitting_name(label), proxies)
         project["enabled"] = project["enabled"] and enabled
@@ -271,14 +271,15 @@ def _project(
     if (parent := book.take("parent")) is not None and not isinstance(parent, int):
         raise InvalidInputError("parent: must be the id of a group")
     project: dict[str, Any] = {"name": name, "url": _text(book, "url") or ""}
-    project["enabled"] = _flag(book, "active", default=True) and not _flag(book, "forceInactive")
+    is_active = book.take_flag("active", _FLAG_TEXTS, default=True)
+    project["enabled"] = is_active and not book.take_flag("forceInactive", _FLAG_TEXTS)
     method = (_text(book, "method") or "GET").upper()
     project["method"] = method
     _request(book, project, method)
     _schedule(book, project)
     _answer(book, project)
     _body_checks(book, project, str(entry["type"]))
-    if _flag(book, "ignoreTls"):
+    if book.take_flag("ignoreTls", _FLAG_TEXTS):
         project["verify_tls"] = False
     _authorization(book, project)
     _proxy(book, project, proxies)
@@ -296,17 +297,6 @@ def _text(book: EntryBook, field: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInputError(f"{field}: must be text")
     return str(value)
-
-
-def _flag(book: EntryBook, field: str, *, default: bool = False) -> bool:
-    """Also of 0 and 1, as a database without flags gives them."""
-    value = book.take(field)
-    if value is None:
-        return default
-    found = _FLAG_TEXTS.get(str(value).lower())
-    if found is None:
-        raise InvalidInputError(f"{field}: must be true or false, not {shown(value)}")
-    return found
 
 
 def _number(book: EntryBook, field: str) -> float | None:
@@ -402,15 +392,12 @@ def _answer(book: EntryBook, project: dict[str, Any]) -> None:
     usable = statuses_of("101,200-599") & statuses
     if not usable:
         raise InvalidInputError("accepted_statuscodes: none of them can end an answer")
-    expected, note = followed(frozenset(usable), project["follow_redirects"])
-    if note is not None:
-        book.approximated("accepted_statuscodes", note)
-    project["expected_status"] = written_set(expected)
+    expect_statuses(book, "accepted_statuscodes", project, frozenset(usable))
 
 
 def _body_checks(book: EntryBook, project: dict[str, Any], kind: str) -> None:
     """Fields of the other two types stay from before a monitor's type was changed, and say nothing then."""
-    keyword, inverted = _text(book, "keyword"), _flag(book, "invertKeyword")
+    keyword, inverted = _text(book, "keyword"), book.take_flag("invertKeyword", _FLAG_TEXTS)
     path, op = _text(book, "jsonPath"), _text(book, "jsonPathOperator") or "=="
     expected = book.take("expectedValue")
     assertion: dict[str, Any] | None = None

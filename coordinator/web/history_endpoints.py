@@ -82,44 +82,33 @@ class Statement:
 
 
 async def list_results(call: Call) -> web.StreamResponse:
-    query = call.query
-    since, until = _range(query)
     statement = Statement(_RESULTS, call.path["id"])
-    if since is not None:
-        statement.where("scheduled_at >= {}", since)
-    if until is not None:
-        statement.where("scheduled_at < {}", until)
-    if query.status is not None:
-        statement.where("status = {}::text::poll_status", query.status)
-    if query.cursor is not None:
-        statement.where("scheduled_at < {}", instant_of_us(read_cursor(query.cursor, InstantPlace).at_us))
-    async with call.backend.pool.connection() as connection:
-        rows = await statement.fetch(connection, "scheduled_at DESC", query.limit + 1)
-        if not rows:
-            await _expect_project(connection, call.path["id"])
-    return _page(
-        [_shown(row, "scheduled_at", "polled_at") for row in rows[: query.limit]],
-        InstantPlace(microseconds_of(rows[query.limit - 1]["scheduled_at"])) if len(rows) > query.limit else None,
-    )
+    if call.query.status is not None:
+        statement.where("status = {}::text::poll_status", call.query.status)
+    return await _list_ticks(call, statement, "scheduled_at", "scheduled_at", "polled_at")
 
 
 async def list_missed(call: Call) -> web.StreamResponse:
+    return await _list_ticks(call, Statement(_MISSED, call.path["id"]), "first_tick", "last_tick", "last_tick")
+
+
+async def _list_ticks(call: Call, statement: Statement, key: str, last: str, other: str) -> web.StreamResponse:
+    """Of one project, the newest ``key`` first, within the range; ``last``: where a row ends, ``other``: an instant."""
     query = call.query
     since, until = _range(query)
-    statement = Statement(_MISSED, call.path["id"])
     if since is not None:
-        statement.where("last_tick >= {}", since)
+        statement.where(f"{last} >= {{}}", since)
     if until is not None:
-        statement.where("first_tick < {}", until)
+        statement.where(f"{key} < {{}}", until)
     if query.cursor is not None:
-        statement.where("first_tick < {}", instant_of_us(read_cursor(query.cursor, InstantPlace).at_us))
+        statement.where(f"{key} < {{}}", instant_of_us(read_cursor(query.cursor, InstantPlace).at_us))
     async with call.backend.pool.connection() as connection:
-        rows = await statement.fetch(connection, "first_tick DESC", query.limit + 1)
+        rows = await statement.fetch(connection, f"{key} DESC", query.limit + 1)
         if not rows:
             await _expect_project(connection, call.path["id"])
     return _page(
-        [_shown(row, "first_tick", "last_tick") for row in rows[: query.limit]],
-        InstantPlace(microseconds_of(rows[query.limit - 1]["first_tick"])) if len(rows) > query.limit else None,
+        [_shown(row, key, other) for row in rows[: query.limit]],
+        InstantPlace(microseconds_of(rows[query.limit - 1][key])) if len(rows) > query.limit else None,
     )
 
 

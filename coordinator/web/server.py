@@ -63,7 +63,7 @@ class WebServer:
 
     async def start(self) -> None:
         host, port = split_address(self._address)
-        app = web.Application(middlewares=self._middlewares, client_max_size=BODY_BYTES_MAX)
+        app = web.Application(middlewares=self._middlewares)
         app.on_response_prepare.append(self._backend.access.secure_answer)
         app.router.add_get("/", self._index)
         app.router.add_get("/static/{version}/{name}", self._page.static)
