@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import asyncpg
 import pytest
 
 from cluster.cli import completing
+from tests.checkout_command import path_with_cluster
 from tests.cli.test_cli_admin import STATUS
 from tests.conftest import run_apart
 
@@ -21,14 +21,10 @@ SHELLS = ("bash", "zsh", "fish")
 @pytest.fixture
 def environ(tmp_path, data_dir):
     """A PATH on which ``cluster`` is this checkout."""
-    command = tmp_path / "bin" / "cluster"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cluster "$@"\n')
-    command.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
     kept.pop("DATABASE_URL", None)
     return kept | {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PATH": path_with_cluster(tmp_path),
         "CLUSTER_DATA_DIR": str(data_dir),
         "HOME": str(tmp_path),
     }

@@ -115,14 +115,16 @@ class Cluster:
     # ---- life -----------------------------------------------------------------------------------------------------
 
     def start(self):
-        command = [sys.executable, "-m", "cluster", "up", "--data-dir", str(self.data_dir), "--http", self.http]
+        command = ["up", "--data-dir", str(self.data_dir), "--http", self.http]
         command += ["--workers", str(self.workers), "--max-per-host", "0"]
         if self.database_url:
             command += ["--database-url", self.database_url]
-        command += self.options
+        return self.start_command([*command, *self.options])
+
+    def start_command(self, arguments):
         with self.out_file.open("a") as out, self.log_file.open("a") as log:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "cluster", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,

@@ -1,8 +1,6 @@
 """``cluster top`` on a cluster that polls: what the coordinator and the database say is what is on the screen."""
 
-import os
-import sys
-
+from tests.checkout_command import path_with_cluster
 from tests.integration.harness import clean_environ
 from tests.top.pseudo_terminal import PseudoTerminal
 
@@ -11,12 +9,8 @@ def test_a_cluster_that_polls_is_watched_down_to_a_result(make_cluster, target, 
     sql.insert_projects(target, 4)
     failing = sql.insert_projects(target, 1, path="/status/503", prefix="broken")["broken0"]
     cluster = make_cluster(workers=2)
-    command = tmp_path / "bin" / "cluster"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cluster "$@"\n')
-    command.chmod(0o755)
     environ = clean_environ() | {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
+        "PATH": path_with_cluster(tmp_path),
         "CLUSTER_DATA_DIR": str(cluster.data_dir),
         "DATABASE_URL": database_url,
     }

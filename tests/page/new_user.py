@@ -9,8 +9,6 @@ import contextlib
 import random
 import re
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -93,17 +91,7 @@ class NewUser(Cluster):
         super().__init__(data_dir, None, workers=0)
 
     def start(self):
-        arguments = [sys.executable, "-m", "cluster", *command(), "--data-dir", str(self.data_dir), "--http", self.http]
-        with self.out_file.open("a") as out, self.log_file.open("a") as log:
-            self.process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                env=self.environ,
-                start_new_session=True,
-            )
-        return self
+        return self.start_command([*command(), "--data-dir", str(self.data_dir), "--http", self.http])
 
 
 async def add(page, name, url):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ import zmq
 
 from cluster import sockets
 from cluster.supervisor.lock import LockHolder, supervisor_lock
+from tests.checkout_command import path_with_cluster
 from tests.top.known import status
 from tests.top.pseudo_terminal import PseudoTerminal
 
@@ -77,14 +77,10 @@ def server(make_server):
 
 @pytest.fixture
 def environ(tmp_path, data_dir):
-    command = tmp_path / "bin" / "cluster"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cluster "$@"\n')
-    command.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
     for name in ("DATABASE_URL", "NO_COLOR", "MAX_CONCURRENT_HTTP", "PROMPT_COMMAND"):
         kept.pop(name, None)
-    return kept | {"PATH": f"{command.parent}:{os.environ['PATH']}", "CLUSTER_DATA_DIR": str(data_dir)}
+    return kept | {"PATH": path_with_cluster(tmp_path), "CLUSTER_DATA_DIR": str(data_dir)}
 
 
 @pytest.fixture
