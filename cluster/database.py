@@ -92,12 +92,18 @@ def describe(error: BaseException) -> str:
 # ---- connecting -----------------------------------------------------------------------------------------------------
 
 
+# Days are UTC days everywhere: ``+ interval '1 day'`` is one only in a session whose time zone has no summer time.
+SESSION_SETTINGS = {"TimeZone": "UTC"}
+
+
 async def connect(url: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Connection:
     """A new connection.  Raises ClusterError (code ``database_...``), InvalidInputError for a URL that is none."""
     check_url(url)
     where = place(url)
     try:
-        return await asyncpg.connect(url, timeout=timeout_s, server_settings={"application_name": "ringpoll"})
+        return await asyncpg.connect(
+            url, timeout=timeout_s, server_settings={"application_name": "ringpoll", **SESSION_SETTINGS}
+        )
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidPasswordError) as error:
         raise ClusterError(
             f"the database {where} refused the login ({_first_line(error)}); check user and password in DATABASE_URL",

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from cluster.database import Connection, Failure, classify, describe
+from cluster.database import SESSION_SETTINGS, Connection, Failure, classify, describe
 from coordinator.project_rows import DATABASE_AWAY
 from coordinator.throttle import ThrottledLog
 from coordinator.web.problems import ProblemError
@@ -87,6 +87,7 @@ class ApiPool:
                     command_timeout=COMMAND_TIMEOUT_S,
                     server_settings={
                         "application_name": "ringpoll api",
+                        **SESSION_SETTINGS,
                         "statement_timeout": str(int(STATEMENT_TIMEOUT_S * 1000)),
                     },
                 )

@@ -13,7 +13,7 @@ from cluster import database
 from cluster.database import Failure
 from cluster.errors import ClusterError, InvalidInputError
 from cluster.http_options import OPTIONS_SQL
-from tests.conftest import with_database
+from tests.conftest import execute_once, with_database
 
 
 async def test_connect_through_the_url_of_the_server(postgres_url):
@@ -21,6 +21,18 @@ async def test_connect_through_the_url_of_the_server(postgres_url):
     try:
         assert await conn.fetchval("SELECT 1") == 1
         assert await conn.fetchval("SHOW application_name") == "ringpoll"
+    finally:
+        await conn.close()
+
+
+async def test_days_are_utc_days_wherever_the_server_is(database_url):
+    await execute_once(
+        database_url, f"ALTER DATABASE {urlsplit(database_url).path[1:]} SET timezone TO 'Europe/Berlin'"
+    )
+    conn = await database.connect(database_url)
+    try:
+        day = "timestamptz '2027-03-28 00:00:00+00'"  # when summer time begins
+        assert await conn.fetchval(f"SELECT {day} + interval '1 day' - {day} = interval '24 hours'")
     finally:
         await conn.close()
 
