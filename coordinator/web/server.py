@@ -7,9 +7,10 @@
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -33,6 +34,7 @@ KEEP_ALIVE_S = 30.0
 NOT_A_WORD = "{id:(?!bulk$)[^{}/]+}"  # so that PATCH of /projects/bulk is told what is possible there
 CLOSE_S = 1.0
 REQUESTS_MAX = 512
+STRANGERS_MAX = 64
 STRANGERS_BODY_BYTES_MAX = 64 << 10  # of who has not said yet who they are
 
 
@@ -59,7 +61,7 @@ class WebServer:
         self._certificate = certificate
         self._watching: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
-        self._in_progress = 0
+        self._in_progress = {False: 0, True: 0}  # of strangers: True
 
     async def start(self) -> None:
         host, port = split_address(self._address)
@@ -126,6 +128,7 @@ class WebServer:
 
     def _bound(self, route: Route) -> Handler:
         is_api = route.path.startswith(API_PREFIX)
+        is_stranger = route.scope == "none"  # who asks has not said yet who they are
 
         async def handle(request: web.Request) -> web.StreamResponse:
             path = decode_path(PATH_TYPES, request)
@@ -134,19 +137,26 @@ class WebServer:
                 query = decode_query(route.query, request)
             elif is_api:
                 decode_query(NoQuery, request)
-            if self._in_progress >= REQUESTS_MAX:
-                raise ProblemError("busy", f"{REQUESTS_MAX} requests are in progress; try again")
-            self._in_progress += 1  # from before its body is in memory
-            try:
+            if is_stranger and route.body is None:  # such as /healthz: answered whatever else goes on
+                return await route.handler(Call(request, self._backend, path, query))
+            with self._slot(is_stranger):  # from before its body is in memory
                 body = None
                 if route.body is not None:
-                    body = await read_json(
-                        request, STRANGERS_BODY_BYTES_MAX if route.scope == "none" else BODY_BYTES_MAX
-                    )
+                    body = await read_json(request, STRANGERS_BODY_BYTES_MAX if is_stranger else BODY_BYTES_MAX)
                     if not route.body_as_map:
                         body = decode_body(route.body, body)
                 return await route.handler(Call(request, self._backend, path, query, body))
-            finally:
-                self._in_progress -= 1
 
         return handle
+
+    @contextlib.contextmanager
+    def _slot(self, is_stranger: bool) -> Iterator[None]:
+        """Strangers have slots of their own, so that they can't take those of others by being slow."""
+        most = STRANGERS_MAX if is_stranger else REQUESTS_MAX
+        if self._in_progress[is_stranger] >= most:
+            raise ProblemError("busy", f"{most} requests are in progress; try again")
+        self._in_progress[is_stranger] += 1
+        try:
+            yield
+        finally:
+            self._in_progress[is_stranger] -= 1

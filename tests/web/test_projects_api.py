@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from cluster.project import FIELD_NAMES
+from coordinator.web import server as server_module
 from tests.coordinator_shell.waiting import until
 from tests.web.conftest import problem
 from tests.web.test_history_api import store_days
@@ -254,9 +255,9 @@ async def test_a_body_that_is_too_large_and_comes_in_chunks(api):
 async def test_who_leaves_in_the_middle_of_a_body_is_no_bug_of_ours(coordinator, caplog, reset):
     server = coordinator.service.server
     _, writer = await _begin_post(coordinator, b"Content-Length: 100\r\n\r\n{")
-    await until(lambda: server._in_progress == 1)
+    await until(lambda: server._in_progress[False] == 1)
     writer.transport.abort() if reset else writer.close()
-    await until(lambda: server._in_progress == 0)
+    await until(lambda: server._in_progress[False] == 0)
     assert [record.message for record in caplog.records if record.name == "coordinator.web"] == []
 
 
@@ -267,9 +268,27 @@ async def test_chunks_that_are_none_are_refused(coordinator, caplog):
     assert [record.message for record in caplog.records if record.name == "coordinator.web"] == []
 
 
-async def _begin_post(coordinator, rest):
+async def test_slow_strangers_are_in_nobody_elses_way(coordinator, api, monkeypatch):
+    monkeypatch.setattr(server_module, "STRANGERS_MAX", 3)
+    monkeypatch.setattr(server_module, "REQUESTS_MAX", 3)
+    slow = [await _begin_post(coordinator, b"Content-Length: 100\r\n\r\n{", "/session") for _ in range(3)]
+    await until(lambda: coordinator.service.server._in_progress[True] == 3)
+    problem(await api.post("/session", {"user": "ann", "password": "x"}), 503, "busy")
+    assert (await api.get("/projects")).status == 200
+    busy = [await _begin_post(coordinator, b"Content-Length: 100\r\n\r\n{") for _ in range(3)]
+    await until(lambda: coordinator.service.server._in_progress[False] == 3)
+    problem(await api.get("/projects"), 503, "busy")
+    assert (await api.get("/session")).status == 200
+    assert (await api.get("/../../healthz")).status == 200
+    for _, writer in slow + busy:
+        writer.transport.abort()
+
+
+async def _begin_post(coordinator, rest, path="/projects"):
     reader, writer = await asyncio.open_connection(*coordinator.settings.http.split(":"))
-    writer.write(b"POST /api/v1/projects HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + rest)
+    writer.write(
+        b"POST /api/v1%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n%b" % (path.encode(), rest)
+    )
     await writer.drain()
     return reader, writer
 
