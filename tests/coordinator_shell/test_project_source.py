@@ -153,7 +153,7 @@ async def without_header_check(sql):
 
 async def next_ms(sql):
     """The database's clock, once it shows another millisecond than now."""
-    read = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    read = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"  # as spans are cut
     shown = [await sql.fetchval(read)]
 
     async def has_moved():
