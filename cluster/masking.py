@@ -39,6 +39,18 @@ def masked_project(row: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
+def kept_secrets(before: Mapping[str, Any], patch: Mapping[str, Any]) -> list[str]:
+    """Fields with a secret that the patch of a project leaves as it is: whoever wrote the patch need not know it."""
+    kept = [name for name in ("bearer_token", "basic_auth", "body") if before[name] is not None and name not in patch]
+    given = {str(name).lower() for name in (patch.get("headers") or {})}
+    headers = () if "headers" in patch and patch["headers"] is None else before["headers"] or ()
+    if any(is_secret_header(name) and name.lower() not in given for name in headers):
+        kept.append("headers")
+    if "url" not in patch and masked_url(before["url"]) != before["url"]:
+        kept.append("url")
+    return kept
+
+
 def has_mask(name: str, value: object) -> bool:
     """Whether a field of a project, as someone writes it, has the mask in the place of a secret."""
     match name, value:

@@ -11,10 +11,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from cluster import history
 from cluster.errors import ClusterError, InvalidInputError
-from cluster.masking import MASK, has_mask
+from cluster.masking import MASK, has_mask, kept_secrets
 from cluster.project import FIELD_NAMES, ProjectFields, project_from_map
 from coordinator.project_rows import INVALID_KEPT_MAX
 from coordinator.web import project_queries as queries
@@ -77,7 +78,7 @@ async def patch_project(call: Call) -> web.StreamResponse:
     await _done(
         call,
         lambda: call.backend.desk.update(
-            project_id, lambda before: _patched(before, patch), call.requester, _guard(call)
+            project_id, lambda before: _rewritten(call, before, patch), call.requester, _guard(call)
         ),
     )
     call.backend.feed.projects_changed([project_id])
@@ -180,6 +181,28 @@ def _projects_of(contents: list[dict[str, Any]]) -> list[ProjectFields]:
     if errors:
         raise invalid_fields(errors[:ERRORS_MAX])
     return projects
+
+
+def _rewritten(call: Call, before: dict[str, Any], patch: dict[str, Any]) -> ProjectFields:
+    """What may be changed without seeing secrets does not tell them: not to another server, nor one less trusted."""
+    fields = _patched(before, patch)
+    if _is_sent_elsewhere(before, fields) and (kept := kept_secrets(before, patch)):
+        call.expect_scope("admin", f"to send secrets elsewhere; or write them anew ({', '.join(kept)})")
+    return fields
+
+
+def _is_sent_elsewhere(before: dict[str, Any], fields: ProjectFields) -> bool:
+    differs = any(before[name] != getattr(fields, name) for name in ("proxy", "ca_file", "server_name"))
+    unverified = before["verify_tls"] and not fields.verify_tls
+    return differs or unverified or _origin(before["url"]) != _origin(fields.url)
+
+
+def _origin(url: str) -> URL | None:
+    """None: a row of SQL may have what is no URL."""
+    try:
+        return URL(url).origin()
+    except ValueError:
+        return None
 
 
 def _patched(before: dict[str, Any], patch: dict[str, Any]) -> ProjectFields:

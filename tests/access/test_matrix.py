@@ -213,6 +213,43 @@ async def test_secrets_are_the_admins(served):
                 assert "c4nary" not in await answer.text()
 
 
+SECRETS = {"url": "http://h.example/a", "bearer_token": "c4nary", "headers": {"X-Api-Key": "c4nary", "Accept": "*/*"}}
+ELSEWHERE = [
+    {"url": "http://evil.example/a"},
+    {"url": "https://h.example/a"},
+    {"url": "http://h.example:81/a"},
+    {"url": "http://evil.example/", "bearer_token": "new"},  # and X-Api-Key as it was
+    {"url": "http://evil.example/", "bearer_token": None, "headers": {"Accept": None}},
+    {"proxy": "http://evil.example:3128"},
+    {"url": "http://h.example/b", "verify_tls": False},
+]
+OWN = [
+    {"url": "http://h.example/b"},
+    {"name": "new", "headers": {"Accept": "text/html"}},
+    {"url": "http://other.example/", "bearer_token": "new", "headers": {"x-api-key": "new", "X-Api-Key": None}},
+    {"url": "http://third.example/", "bearer_token": None, "headers": None},
+]
+
+
+async def test_secrets_can_not_be_sent_elsewhere_by_who_may_not_see_them(served):
+    async with client() as http:
+        api, write = served.url + "/api/v1/projects", bearer(served.tokens["write"])
+        async with http.post(api, json=SECRETS, headers=write) as answer:
+            place = served.url + answer.headers["Location"]
+        for patch in ELSEWHERE:
+            async with http.patch(place, json=patch, headers=write) as answer:
+                body = await answer.json(content_type=None)
+                assert (answer.status, body["code"]) == (403, "forbidden"), patch
+                assert "c4nary" not in str(body)
+        for patch in OWN:
+            async with http.patch(place, json=patch, headers=write) as answer:
+                assert answer.status == 200, (patch, await answer.text())
+        async with http.post(api, json=SECRETS, headers=write) as answer:
+            place = served.url + answer.headers["Location"]
+        async with http.patch(place, json=ELSEWHERE[0], headers=bearer(served.tokens["admin"])) as answer:
+            assert answer.status == 200
+
+
 async def test_an_unknown_path_or_method_says_nothing_else(served):
     async with client() as http:
         for method, path, status in (
